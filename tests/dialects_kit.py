@@ -11,6 +11,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from cortex_common.sse import SseEvent, SseParser
+from cortex_server.dialects.responses.parameters import parse_request
+from cortex_server.dialects.responses.resource import Response, new_response
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -78,6 +81,18 @@ def parse_events(data: bytes) -> list[SseEvent]:
     parsed = parser.feed(data)
     assert parser.close() == [], "the stream ends inside an event"
     return parsed
+
+
+def response_in_progress(**parameters: Any) -> Response:
+    """Return the response to a request with these parameters, before the engine has answered."""
+    body = {"model": "gpt-x", "input": "hi"} | parameters
+    request = parse_request(json.dumps(body).encode())
+    return new_response(request, response_id="resp_1", created=7.5)
+
+
+def responses_stream(**more: Any) -> ResponsesStreamWriter:
+    """Return the writer of a stream of the Responses API."""
+    return ResponsesStreamWriter(response_in_progress(), now=lambda: 9.5, **more)
 
 
 @dataclass
@@ -185,7 +200,12 @@ def parse_messages_stream(data: bytes) -> ParsedStream:
     return parsed
 
 
-_ITEM_OF = {"message": "text", "reasoning": "thinking", "function_call": "tool_use"}
+_ITEM_OF = {
+    "message": "text",
+    "reasoning": "thinking",
+    "function_call": "tool_use",
+    "custom_tool_call": "custom_tool_use",
+}
 
 
 def parse_responses_stream(data: bytes) -> ParsedStream:
@@ -195,6 +215,7 @@ def parse_responses_stream(data: bytes) -> ParsedStream:
     item: dict[str, Any] | None = None
     text, steps = "", []
     output: list[dict[str, Any]] = []
+    error: dict[str, Any] | None = None
     for number, (name, raw, _) in enumerate(parse_events(data)):
         event = json.loads(raw)
         assert event["type"] == name
@@ -204,9 +225,16 @@ def parse_responses_stream(data: bytes) -> ParsedStream:
             assert name == expected.pop(0)
             assert event["response"]["status"] == "in_progress"
             continue
+        if name == "error":
+            assert (event["code"], event["message"], event["param"]) == tuple(
+                event["error"][key] for key in ("code", "message", "param")
+            )
+            error = event
+            continue
         if name in {"response.completed", "response.incomplete", "response.failed"}:
             assert item is None or name == "response.failed"
             response = event["response"]
+            assert (error is not None) == (name == "response.failed"), "an error comes first"
             assert name == f"response.{response['status']}"
             assert response["output"] == output
             parsed.stop = "error" if response["status"] == "failed" else response["status"]
@@ -224,7 +252,7 @@ def parse_responses_stream(data: bytes) -> ParsedStream:
             assert (done["id"], done["type"]) == (item["id"], item["type"])
             _check_steps(done["type"], steps)
             block_type = _ITEM_OF[done["type"]]
-            extra = (done["call_id"], done["name"]) if block_type == "tool_use" else ()
+            extra = (done["call_id"], done["name"]) if block_type.endswith("tool_use") else ()
             content = _content(done) if text or block_type != "tool_use" else ""
             assert content == text
             parsed.blocks.append((block_type, content, extra))
@@ -235,8 +263,9 @@ def parse_responses_stream(data: bytes) -> ParsedStream:
         steps.append(name)
         if name.endswith(".delta"):
             text += event["delta"]
-        elif name.endswith(("text.done", "arguments.done")):
-            assert event.get("text", event.get("arguments")) in {text, text or "{}"}
+        elif name.endswith(("text.done", "arguments.done", "input.done")):
+            done_text = event.get("text", event.get("arguments", event.get("input")))
+            assert done_text in {text, text or "{}"}
     assert parsed.stop is not None, "the stream has no last event"
     return parsed
 
@@ -247,6 +276,8 @@ def _content(item: dict[str, Any]) -> str:
             found = item["content"][0]["text"]
         case "reasoning":
             found = item["summary"][0]["text"]
+        case "custom_tool_call":
+            found = item["input"]
         case _:
             found = item["arguments"]
     assert isinstance(found, str)
@@ -270,6 +301,11 @@ def _check_steps(block_type: str, steps: list[str]) -> None:
             [],
             "response.function_call_arguments.delta",
             ["response.function_call_arguments.done"],
+        ),
+        "custom_tool_call": (
+            [],
+            "response.custom_tool_call_input.delta",
+            ["response.custom_tool_call_input.done"],
         ),
     }
     head, delta, foot = frames[block_type]

@@ -8,10 +8,12 @@ Classes are grouped by what the caller can do about them::
     │   ├── MissingModel             400  missing_model
     │   ├── BodyTooLarge             413  body_too_large
     │   ├── PromptTooLong            400  context_length_exceeded  shorten the prompt, or use a larger context
+    │   ├── PreviousResponseNotFound 400  previous_response_not_found  send the whole conversation
     │   └── ConfigError              400  invalid_config      change the file or the environment variable
     ├── AuthenticationFailed         401  authentication_failed   send a valid key
     ├── PermissionDenied             403  permission_denied   use a key with the required scope
     ├── NotFound                     404  not_found           use a name that exists
+    │   ├── ItemNotFound             404  item_not_found      send the item itself
     │   ├── ModelNotFound            404  model_not_found
     │   └── NodeNotFound             404  node_not_found
     ├── Conflict                     409  conflict            check the current state, then decide
@@ -111,6 +113,15 @@ class PromptTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class PreviousResponseNotFound(BadRequest):
+    """The gateway does not have the response that `previous_response_id` names, or one before it.
+
+    It keeps recent responses in memory. The code is the one that OpenAI uses, because clients match on it.
+    """
+
+    code = "previous_response_not_found"
+
+
 class ConfigError(BadRequest):
     """A setting is unknown, has the wrong type, or contradicts another setting."""
 
@@ -136,6 +147,12 @@ class NotFound(CortexError):
 
     code = "not_found"
     status = 404
+
+
+class ItemNotFound(NotFound):
+    """The gateway does not have the item of a conversation that a request refers to."""
+
+    code = "item_not_found"
 
 
 class ModelNotFound(NotFound):

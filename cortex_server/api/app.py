@@ -15,6 +15,7 @@ from cortex_server.api.auth_middleware import AuthMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
+from cortex_server.api.responses import responses_router
 from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.routes import ROUTES
@@ -44,6 +45,7 @@ def create_app(
         health_router(fleet, lambda: context().access_control.stopping),
         hello_router(),
         models_router(fleet),
+        responses_router(context),
     )
     for router in (*own_routers, *routers):
         # `include_router` would build each route again for the first request that passes it.

@@ -6,8 +6,9 @@ arguments of a tool call stay raw, because some engines send an object instead o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -122,6 +123,8 @@ class ChatRequest(Struct):
     temperature: float | UnsetType = UNSET
     top_p: float | UnsetType = UNSET
     top_k: int | UnsetType = UNSET
+    presence_penalty: float | UnsetType = UNSET
+    frequency_penalty: float | UnsetType = UNSET
     stop: list[str] | UnsetType = UNSET
     tools: list[Tool] | UnsetType = UNSET
     tool_choice: str | ToolChoice | UnsetType = UNSET
@@ -136,6 +139,20 @@ class ChatRequest(Struct):
     stream_options: StreamOptions | UnsetType = UNSET
 
 
+class ToolName(NamedTuple):
+    """The name under which a client declared a tool that the engine knows as a function of another name.
+
+    Attributes:
+        name: the tool.
+        namespace: the namespace, if it is in one.
+        custom: whether the tool takes plain text instead of an object.
+    """
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class TranslatedRequest:
     """A client's request as a chat request, with what is needed to translate the response back.
@@ -146,14 +163,14 @@ class TranslatedRequest:
         only_first_call: return only the first tool call, because the client disabled parallel calls and the engine
             has no parameter for that.
         dropped: parts of the request that have no counterpart and were left out, for the log.
-        function_names: flattened function names, mapped to (namespace, name).
+        tool_names: names of functions, mapped to the names of the client's tools where these differ.
     """
 
     body: bytes
     call_ids: frozenset[str] = frozenset()
     only_first_call: bool = False
     dropped: tuple[str, ...] = ()
-    function_names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    tool_names: Mapping[str, ToolName] = field(default_factory=dict)
 
 
 def unset_if_none(value: T | None) -> T | UnsetType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ class _TypedObject(Struct):
 
 
 _typed_objects = msgspec.json.Decoder(_TypedObject)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field (.*)", re.DOTALL)
 
 
 def decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, path: str = "") -> T:
@@ -75,6 +77,9 @@ def is_utf8(data: bytes) -> bool:
 def _field_error(error: msgspec.ValidationError, path: str) -> BadRequest:
     reason, inner_path = parse_validation_error(str(error))
     full_path = ".".join(part for part in (path, inner_path) if part)
+    if unknown := _UNKNOWN_FIELD.fullmatch(reason):
+        param = f"{full_path}.{unknown[1]}" if full_path else unknown[1]
+        return BadRequest(f"{param}: unknown parameter", param=param)
     if not full_path and reason == "Object missing required field model":
         return MissingModel("The body has no model", param="model")
     if not full_path and reason.startswith("Expected object"):

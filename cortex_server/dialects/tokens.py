@@ -41,6 +41,11 @@ class _CountTokensResponse(Struct):
     input_tokens: int
 
 
+class _InputTokensResponse(Struct):
+    input_tokens: int
+    object: str = "response.input_tokens"
+
+
 _requests = msgspec.json.Decoder(_Request)
 _parts = msgspec.json.Decoder(_Part)
 _engine_counts = msgspec.json.Decoder(_EngineCount)
@@ -89,6 +94,11 @@ def parse_count(body: bytes) -> int | None:
 def encode_count(tokens: int) -> bytes:
     """Encode the response body of POST /v1/messages/count_tokens."""
     return msgspec.json.encode(_CountTokensResponse(tokens))
+
+
+def encode_input_tokens(tokens: int) -> bytes:
+    """Encode the response body of POST /v1/responses/input_tokens."""
+    return msgspec.json.encode(_InputTokensResponse(tokens))
 
 
 def _texts(content: str | list[Raw] | None) -> list[str | None]:

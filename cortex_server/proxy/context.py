@@ -17,6 +17,7 @@ from cortex_server.proxy.access_log import AccessLog
 from cortex_server.proxy.engine_address import EngineAddress, EngineAddresses
 from cortex_server.proxy.load_balancer import LoadBalancer
 from cortex_server.proxy.ports import Loads, Spans
+from cortex_server.proxy.response_store import ResponseStore
 
 _LAG_INTERVAL_S = 0.25
 
@@ -39,6 +40,7 @@ class ProxyContext:
         addresses: Addresses of engines.
         retries: Budget for second attempts.
         load_balancer: Chooses among several ready instances.
+        responses: Recent responses of the Responses API.
         max_active: Limit on requests in flight, those in the admission queue included.
         max_body: Limit on a request's body, in bytes.
     """
@@ -67,6 +69,7 @@ class ProxyContext:
         self.access_log = AccessLog(self.loop)
         self.retries = RetryBudget()
         self.load_balancer = LoadBalancer()
+        self.responses = ResponseStore()
         self.admission = FairQueue(self.loop, limits or LimitsSection())
         metrics.queue = lambda: (self.admission.admitted, self.admission.queued)
         self.use(settings, self.admission.limits)
@@ -77,6 +80,7 @@ class ProxyContext:
         self.limits = self.admission.limits = limits
         self.max_active = limits.max_in_flight + limits.max_queued
         self.max_body = settings.max_body_mb * 1024 * 1024
+        self.responses.limit(limits.stored_responses_mb * 1024 * 1024)
 
     async def measure_lag(self) -> None:
         """Measure how late the event loop runs its timers, until cancelled."""

@@ -218,7 +218,8 @@ class ProxyRequest:
         fleet, head, key = self.context.fleet, self.head, self.key
         assert key is not None
         try:
-            adapter = self.adapter = head.route.read(head, self.record.ident, body)
+            stored = self.context.responses.of(key)
+            adapter = self.adapter = head.route.read(head, self.record.ident, body, stored)
             name = adapter.name
             model = fleet.resolve_model(name)
             if model is None:

@@ -11,9 +11,15 @@ from cortex_http.headers import Headers
 from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
 from cortex_server.proxy.adapters.base import DialectAdapter, openai_error
 from cortex_server.proxy.headers import TO_ENGINE
+from cortex_server.proxy.response_store import OwnResponses
 
 _SESSION = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")
 """Headers that identify a conversation, the explicit one first; the others are Claude Code's and Codex's."""
+
+
+ReadRequest = Callable[["RequestHead", bytes, bytes, OwnResponses], DialectAdapter]
+"""Creates the adapter of a request from its head, id and body, and the stored responses of its key; raises CortexError
+for an invalid request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +28,13 @@ class Route:
 
     Attributes:
         path: Path as requested by clients.
-        read: Creates the adapter of a request from its head, id and body; raises CortexError for an invalid request.
+        read: Creates the adapter of a request.
         error_response: Returns an error, given a request's id, as status and body in the route's dialect.
         id_lines: Header lines of a response for the request's id, which replaces the question mark.
     """
 
     path: str
-    read: Callable[[RequestHead, bytes, bytes], DialectAdapter]
+    read: ReadRequest
     error_response: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
         default=lambda error, _ident: openai_error(error)
     )

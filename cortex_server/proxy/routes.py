@@ -8,14 +8,19 @@ from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
 from cortex_server.proxy.adapters.messages import MessagesAdapter
 from cortex_server.proxy.adapters.openai import OpenAiAdapter
 from cortex_server.proxy.adapters.request_body import read_fields, read_form, with_form_model
-from cortex_server.proxy.adapters.responses import ResponsesAdapter
-from cortex_server.proxy.request_head import RequestHead, Route
+from cortex_server.proxy.adapters.responses import (
+    CompactAdapter,
+    InputTokensAdapter,
+    ResponsesAdapter,
+)
+from cortex_server.proxy.request_head import ReadRequest, RequestHead, Route
+from cortex_server.proxy.response_store import OwnResponses
 
 _ENGINE_PATHS = {"/v2/rerank": "/v1/rerank"}
 """Routes that have another path on engines. The one that Cohere's clients use has the same fields as the older one."""
 
 
-def _openai(head: RequestHead, ident: bytes, body: bytes) -> DialectAdapter:
+def _openai(head: RequestHead, ident: bytes, body: bytes, _stored: OwnResponses) -> DialectAdapter:
     path = _ENGINE_PATHS.get(head.route.path, head.route.path)
     if head.form:
         return OpenAiAdapter(
@@ -42,20 +47,28 @@ _OPENAI = (
     "/detokenize",
 )
 
+_RESPONSES: dict[str, ReadRequest] = {
+    "/v1/responses": lambda _, ident, body, stored: ResponsesAdapter(body, ident, stored),
+    "/v1/responses/compact": lambda _, ident, body, stored: CompactAdapter(body, ident, stored),
+    "/v1/responses/input_tokens": (
+        lambda _, ident, body, stored: InputTokensAdapter(body, ident, stored)
+    ),
+}
+
 ROUTES: dict[bytes, Route] = {
     route.path.encode(): route
     for route in (
         *(Route(path, _openai) for path in _OPENAI),
-        Route("/v1/responses", lambda _, ident, body: ResponsesAdapter(body, ident)),
+        *(Route(path, adapter) for path, adapter in _RESPONSES.items()),
         Route(
             "/v1/messages",
-            lambda _, ident, body: MessagesAdapter(body, ident),
+            lambda _head, ident, body, _stored: MessagesAdapter(body, ident),
             anthropic_error,
             _BOTH_IDS,
         ),
         Route(
             "/v1/messages/count_tokens",
-            lambda _, ident, body: CountTokensAdapter(body, ident),
+            lambda _head, ident, body, _stored: CountTokensAdapter(body, ident),
             anthropic_error,
             _BOTH_IDS,
         ),

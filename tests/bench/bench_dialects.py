@@ -12,9 +12,10 @@ import statistics
 import time
 from collections.abc import Callable
 
+from dialects_kit import responses_stream
+
 from cortex_common.sse import SseParser
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
-from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import ModelNameRewriter
@@ -66,9 +67,7 @@ def _feeds() -> dict[str, Callable[[], Feed]]:
         "Anthropic Messages, translated": lambda: (
             MessagesStreamWriter(message_id="m", model="m").feed
         ),
-        "OpenAI Responses, translated": lambda: (
-            ResponsesStreamWriter(response_id="r", model="m", created=0).feed
-        ),
+        "OpenAI Responses, translated": lambda: responses_stream().feed,
         "OpenAI, aggregated": lambda: StreamAggregator(response_id="r").feed,
     }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import pytest
 from dialects_kit import call_delta, chunk, sse_stream, usage_chunk
 from rigs.lazy_import import anthropic, openai
@@ -22,7 +23,10 @@ from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.anthropic.models import ServedModel, encode_model, encode_model_page
 from cortex_server.dialects.anthropic.response import to_message
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
-from cortex_server.dialects.responses import request as responses_request
+from cortex_server.dialects.responses.history import Input
+from cortex_server.dialects.responses.parameters import parse_request
+from cortex_server.dialects.responses.request import to_chat
+from cortex_server.dialects.responses.resource import new_response
 from cortex_server.dialects.responses.response import to_response
 from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator
@@ -50,6 +54,7 @@ _CUT = sse_stream(chunk({"content": "It is"}), done=False)
 _BROKEN = (
     _CUT + b'data: {"error":{"code":500,"message":"CUDA out of memory","type":"server_error"}}\n\n'
 )
+_HI_ITEM = msgspec.Raw(b'{"type":"message","role":"user","content":"hi"}')
 _MODELS = [ServedModel("m1", created=1_700_000_000, context=8192), ServedModel("m2")]
 
 
@@ -120,19 +125,17 @@ class _Routes(BaseHTTPRequestHandler):
         return 200, "application/json", [encode_count(estimate(chat.body))]
 
     def _responses(self, body: bytes) -> Answer:
-        request = responses_request.parse_request(body)
-        translated = responses_request.to_chat(request, model="engine", traits=OPENAI, stream=True)
+        request = parse_request(body)
+        items = Input((), request.input if isinstance(request.input, list) else (_HI_ITEM,))
+        translated = to_chat(request, items, model="engine", traits=OPENAI, stream=True)
+        response = new_response(request, response_id="resp_1", created=7)
         if request.stream:
-            stream = ResponsesStreamWriter(
-                response_id="resp_1",
-                model=request.model,
-                created=7,
-                function_names=translated.function_names,
-            )
+            names = translated.tool_names
+            stream = ResponsesStreamWriter(response, tool_names=names, now=lambda: 8)
             return self._stream(translated.body, stream.feed, stream.end, stream.ping())
         completion = self._aggregate(translated.body)
-        answer = to_response(completion, response_id="resp_1", model=request.model, created=7)
-        return 200, "application/json", [answer]
+        answer = to_response(completion, response, now=lambda: 8)
+        return 200, "application/json", [msgspec.json.encode(answer)]
 
     def _chat(self, body: bytes) -> Answer:
         wants_usage = bool(json.loads(body).get("stream_options"))
@@ -307,13 +310,14 @@ def test_openai_sdk_parses_an_unstreamed_response(gpt: openai.OpenAI) -> None:
     _check_response(gpt.responses.create(model="gpt-x", input="hi"))
 
 
-def test_openai_sdk_gets_response_failed(gpt: openai.OpenAI, gateway: _Gateway) -> None:
-    """A failed stream ends with response.failed and the engine's reason."""
+def test_openai_sdk_raises_when_a_response_fails(gpt: openai.OpenAI, gateway: _Gateway) -> None:
+    """A failed stream is an exception with the engine's reason, not a short response."""
     gateway.script.engine = _BROKEN
-    with gpt.responses.create(model="gpt-x", input="hi", stream=True) as stream:
-        last = list(stream)[-1]
-    assert last.type == "response.failed"
-    assert last.response.error.message == "CUDA out of memory"
+    with (
+        pytest.raises(openai.APIError, match="CUDA out of memory"),
+        gpt.responses.create(model="gpt-x", input="hi", stream=True) as stream,
+    ):
+        list(stream)
 
 
 def test_openai_sdk_accumulates_repaired_calls(gpt: openai.OpenAI, gateway: _Gateway) -> None:

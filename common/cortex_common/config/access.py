@@ -45,6 +45,11 @@ class LimitsSection(Section):
     """Maximum size of request line and headers in KiB. Larger ones are rejected with 431 and the connection is
     closed."""
 
+    stored_responses_mb: Annotated[int, Field(ge=0, le=1_048_576)] = 64
+    """Memory for recent responses of the Responses API in MiB, for `previous_response_id` and item references. A key
+    sees its own responses only, and gets at most a quarter of the memory and 1000 responses. The least recently used
+    ones are forgotten first, all of them when the gateway restarts; other gateways do not have them. 0 stores none."""
+
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
     """Maximum number of open client connections; further ones are closed immediately."""
 

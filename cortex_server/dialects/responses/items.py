@@ -19,6 +19,8 @@ from cortex_server.dialects.chat import (
 )
 from cortex_server.dialects.conversation import Conversation, ToolOutput
 from cortex_server.dialects.json_input import decode, object_type
+from cortex_server.dialects.responses.compaction import decode_summary
+from cortex_server.dialects.responses.files import FileInput, translate_file
 from cortex_server.dialects.responses.tools import FlattenedTools
 
 
@@ -62,14 +64,21 @@ class PartInput(Struct):
     image_url: str | None = None
 
 
+class CompactionInput(Struct):
+    """An item of type "compaction"."""
+
+    encrypted_content: str
+
+
 _messages = msgspec.json.Decoder(MessageInput)
 _tool_calls = msgspec.json.Decoder(ToolCallInput)
 _tool_outputs = msgspec.json.Decoder(ToolOutputInput)
 _reasoning = msgspec.json.Decoder(ReasoningInput)
 _parts = msgspec.json.Decoder(PartInput)
+_files = msgspec.json.Decoder(FileInput)
+_compactions = msgspec.json.Decoder(CompactionInput)
 
 _IGNORED_TYPES = {
-    "compaction",
     "mcp_approval_request",
     "mcp_approval_response",
     "additional_tools",
@@ -102,14 +111,18 @@ class InputTranslator:
         self._calls: list[ToolCall] = []
         self._outputs: list[ToolOutput] = []
 
-    def add(self, items: Iterable[Raw]) -> None:
+    def add(self, items: Iterable[Raw], earlier: int = 0) -> None:
         """Add all items, in order.
+
+        Args:
+            items: of earlier turns and of the request.
+            earlier: how many of them are of earlier turns.
 
         Raises:
             BadRequest: an item has no counterpart; the message names its position.
         """
-        for position, item in enumerate(items):
-            path = f"input.{position}"
+        for position, item in enumerate(items, -earlier):
+            path = f"input.{position}" if position >= 0 else "previous_response_id"
             self._add_item(object_type(item, path) or "message", item, path)
         self._flush_assistant_turn()
         self._flush_tool_outputs()
@@ -128,12 +141,9 @@ class InputTranslator:
             case "reasoning":
                 self._flush_tool_outputs()
                 self._add_reasoning(decode(_reasoning, item, path), path)
-            case "item_reference":
-                raise BadRequest(
-                    f"{path}: item references are not supported, because responses are not stored",
-                    param=path,
-                    hints=["Set store to false, so that clients send whole items."],
-                )
+            case "compaction":
+                content = decode(_compactions, item, path).encrypted_content
+                self._add_summary(decode_summary(content, path))
             case _ if _is_ignored(item_type):
                 self._dropped.append(f"{path}: {item_type}")
             case _:
@@ -157,6 +167,11 @@ class InputTranslator:
                 self._conversation.add_system("\n\n".join(_texts(parts)))
             case role:
                 raise BadRequest(f"{path}.role: {role!r} is not a role", param=f"{path}.role")
+
+    def _add_summary(self, summary: str) -> None:
+        self._flush_assistant_turn()
+        self._flush_tool_outputs()
+        self._conversation.add_user([TextPart(f"Summary of the conversation so far:\n\n{summary}")])
 
     def _tool_call(self, item_type: str, call: ToolCallInput) -> ToolCall:
         arguments = call.arguments
@@ -206,6 +221,8 @@ def _translate_part(raw: Raw, path: str) -> Part:
             return ImagePart(ImageUrl(part.image_url))
         case "input_image":
             raise BadRequest(f"{path}: an image must be given as image_url", param=path)
+        case "input_file":
+            return translate_file(decode(_files, raw, path), path)
         case part_type:
             raise BadRequest(f"{path}: parts of type {part_type!r} are not supported", param=path)
 

@@ -1,13 +1,9 @@
-"""Parsing of POST /v1/responses and its translation to a chat request.
-
-Stateless: responses are not stored, so a reference to an earlier one is rejected. Source: the Responses API as typed in
-the openai SDK, and requests captured from Codex.
-"""
+"""Translation of the request of POST /v1/responses to a chat request."""
 
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, UnsetType
 
 from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import EngineTraits
@@ -22,96 +18,31 @@ from cortex_server.dialects.chat import (
 )
 from cortex_server.dialects.conversation import Conversation
 from cortex_server.dialects.engine_options import ThinkingOptions, apply_thinking
-from cortex_server.dialects.json_input import decode_body
+from cortex_server.dialects.responses import compaction
+from cortex_server.dialects.responses.history import Input
 from cortex_server.dialects.responses.items import InputTranslator
+from cortex_server.dialects.responses.parameters import ResponsesRequest
 from cortex_server.dialects.responses.tools import FlattenedTools, translate_tool_choice
 
 
-class Reasoning(Struct):
-    """`reasoning`."""
-
-    effort: str | None = None
-
-
-class TextFormat(Struct):
-    """`text.format`."""
-
-    type: str
-    name: str = "answer"
-    schema: Raw = Raw(b"{}")
-    strict: bool | None = None
-
-
-class TextConfig(Struct):
-    """`text`."""
-
-    format: TextFormat | None = None
-
-
-class ResponsesRequest(Struct):
-    """The body of POST /v1/responses; other fields mean nothing to local engines."""
-
-    model: str
-    input: str | list[Raw] = ""
-    instructions: str | None = None
-    tools: list[Raw] | None = None
-    tool_choice: Raw = Raw()
-    parallel_tool_calls: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_output_tokens: int | None = None
-    text: TextConfig | None = None
-    reasoning: Reasoning | None = None
-    stream: bool | None = None
-    background: bool | None = None
-    previous_response_id: str | None = None
-    conversation: Raw = Raw()
-    prompt: Raw = Raw()
-    prompt_cache_key: str | None = None
-
-
-_requests = msgspec.json.Decoder(ResponsesRequest)
-
-
-def parse_request(body: bytes) -> ResponsesRequest:
-    """Parse the body of POST /v1/responses.
-
-    Raises:
-        BadRequest: the body is not a valid request, or refers to stored state.
-    """
-    request = decode_body(_requests, body)
-    if not request.model:
-        raise BadRequest("model: must not be empty", param="model")
-    if not request.input:
-        raise BadRequest("input: must not be empty", param="input")
-    if request.max_output_tokens is not None and request.max_output_tokens <= 0:
-        raise BadRequest("max_output_tokens: must be 1 or more", param="max_output_tokens")
-    stateful_fields = {
-        "previous_response_id": request.previous_response_id is not None,
-        "conversation": _is_set(request.conversation),
-        "prompt": _is_set(request.prompt),
-        "background": bool(request.background),
-    }
-    for name, is_set in stateful_fields.items():
-        if is_set:
-            raise BadRequest(
-                f"{name}: not supported, because responses are not stored",
-                param=name,
-                hints=("Send the whole conversation in input.",),
-            )
-    return request
-
-
 def to_chat(
-    request: ResponsesRequest, *, model: str, traits: EngineTraits, stream: bool
+    request: ResponsesRequest,
+    items: Input,
+    *,
+    model: str,
+    traits: EngineTraits,
+    stream: bool,
+    compact: bool = False,
 ) -> TranslatedRequest:
     """Translate a request to a chat request.
 
     Args:
         request: the client's request.
+        items: its items, with what it refers to.
         model: the engine's name of the model.
         traits: the traits of the engine.
         stream: whether to ask the engine for a stream, which can differ from what the client asked for.
+        compact: ask for a summary of the conversation instead of continuing it.
 
     Raises:
         BadRequest: part of the request has no counterpart; the message names it.
@@ -120,19 +51,24 @@ def to_chat(
     tools = FlattenedTools(request.tools or [], dropped)
     conversation = Conversation()
     conversation.add_system(request.instructions or "")
-    if isinstance(request.input, str):
-        conversation.add_user([TextPart(request.input)])
-    else:
-        InputTranslator(conversation, tools, traits, dropped).add(request.input)
+    translator = InputTranslator(conversation, tools, traits, dropped)
+    translator.add([*items.earlier, *items.own], len(items.earlier))
+    if compact:
+        conversation.add_user([TextPart(compaction.PROMPT)])
+    messages = conversation.finish()
+    if not messages:
+        raise BadRequest("input: all items are empty", param="input")
     chat_tools, chat_choice = translate_tool_choice(request.tool_choice, tools, traits)
     no_parallel = bool(chat_tools) and request.parallel_tool_calls is False
     parallel = request.parallel_tool_calls if chat_tools and traits.parallel_tool_calls else None
     chat = ChatRequest(
         model=model,
-        messages=conversation.finish(),
+        messages=messages,
         max_tokens=unset_if_none(request.max_output_tokens),
         temperature=unset_if_none(request.temperature),
         top_p=unset_if_none(request.top_p),
+        presence_penalty=unset_if_none(request.presence_penalty),
+        frequency_penalty=unset_if_none(request.frequency_penalty),
         tools=chat_tools or UNSET,
         tool_choice=chat_choice if chat_tools else UNSET,
         parallel_tool_calls=unset_if_none(parallel),
@@ -147,7 +83,7 @@ def to_chat(
         call_ids=frozenset(conversation.call_ids),
         only_first_call=no_parallel and not traits.parallel_tool_calls,
         dropped=tuple(dropped),
-        function_names=tools.names,
+        tool_names=tools.names,
     )
 
 
@@ -167,7 +103,3 @@ def _response_format(request: ResponsesRequest) -> ResponseFormat | UnsetType:
             raise BadRequest(
                 f"text.format.type: unknown type {unknown!r}", param="text.format.type"
             )
-
-
-def _is_set(raw: Raw) -> bool:
-    return bytes(raw) not in {b"", b"null"}

@@ -1,191 +1,117 @@
-"""Types of the Responses API's responses, and the translation of an unstreamed chat completion to one."""
+"""Translation of an unstreamed chat completion to a response of the Responses API, and of errors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct
 
-from cortex_common.errors import Busy, CortexError, PromptTooLong, Unavailable
-from cortex_server.dialects.chat import AssistantMessage, ToolCallDelta, Usage, arguments_text
+from cortex_common.errors import Busy, CortexError, PromptTooLong, Unavailable, UpstreamFailed
+from cortex_server.dialects.chat import AssistantMessage, ToolCallDelta, ToolName, arguments_text
 from cortex_server.dialects.engine_errors import first_choice
+from cortex_server.dialects.responses.resource import (
+    CustomToolCallItem,
+    FunctionCallItem,
+    IncompleteDetails,
+    Item,
+    ItemStatus,
+    MessageItem,
+    OutputText,
+    ReasoningItem,
+    Response,
+    ResponseError,
+    SummaryText,
+    to_usage,
+)
 from cortex_server.dialects.tool_calls import ToolCallIds
 
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+class _CustomArguments(Struct):
+    input: str
 
 
-class OutputText(Struct, tag_field="type", tag="output_text"):
-    """The text of a message item."""
-
-    text: str
-    annotations: tuple[()] = ()
-    logprobs: tuple[()] = ()
-
-
-class SummaryText(Struct, tag_field="type", tag="summary_text"):
-    """The text of a reasoning item."""
-
-    text: str
-
-
-class MessageItem(Struct, tag_field="type", tag="message"):
-    """A message of the model."""
-
-    id: str
-    status: ItemStatus
-    content: list[OutputText]
-    role: Literal["assistant"] = "assistant"
-
-
-class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
-    """Reasoning of the model; sent as a summary, which is what clients display."""
-
-    id: str
-    summary: list[SummaryText]
-    status: ItemStatus
-
-
-class FunctionCallItem(Struct, tag_field="type", tag="function_call"):
-    """A function call, with the namespace in which the client declared the function."""
-
-    id: str
-    call_id: str
-    name: str
-    arguments: str
-    status: ItemStatus
-    namespace: str | UnsetType = UNSET
-
-
-Item = MessageItem | ReasoningItem | FunctionCallItem
-
-
-class InputTokensDetails(Struct):
-    """`usage.input_tokens_details`."""
-
-    cached_tokens: int
-    cache_write_tokens: int = 0
-
-
-class OutputTokensDetails(Struct):
-    """`usage.output_tokens_details`."""
-
-    reasoning_tokens: int
-
-
-class ResponsesUsage(Struct):
-    """Token counts; input tokens include cached ones."""
-
-    input_tokens: int
-    input_tokens_details: InputTokensDetails
-    output_tokens: int
-    output_tokens_details: OutputTokensDetails
-    total_tokens: int
-
-
-class ResponseError(Struct):
-    """Why a response failed."""
-
-    code: str
-    message: str
-
-
-class IncompleteDetails(Struct):
-    """Why a response is incomplete."""
-
-    reason: Literal["max_output_tokens", "content_filter"]
-
-
-class Response(Struct):
-    """A response, complete or in progress."""
-
-    id: str
-    created_at: int
-    model: str
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    output: list[Item]
-    usage: ResponsesUsage | None = None
-    error: ResponseError | None = None
-    incomplete_details: IncompleteDetails | None = None
-    object: Literal["response"] = "response"
-    parallel_tool_calls: bool = True
-    tool_choice: str = "auto"
-    tools: tuple[()] = ()
-    store: bool = False
-    instructions: None = None
-    metadata: Raw = Raw(b"{}")
-    previous_response_id: None = None
+_custom_arguments = msgspec.json.Decoder(_CustomArguments)
 
 
 def to_response(
     body: bytes,
+    response: Response,
     *,
-    response_id: str,
-    model: str,
-    created: float,
     call_ids: Collection[str] = (),
     only_first_call: bool = False,
-    function_names: Mapping[str, tuple[str, str]] | None = None,
-) -> bytes:
-    """Translate an unstreamed chat completion to a response.
+    tool_names: Mapping[str, ToolName] | None = None,
+    now: Callable[[], float],
+) -> Response:
+    """Complete a response with an unstreamed chat completion.
 
     Args:
         body: the engine's JSON.
-        response_id: unique among responses.
-        model: the name that the client sent.
-        created: Unix seconds.
+        response: as `new_response` returns it.
         call_ids: see `TranslatedRequest`.
         only_first_call: see `TranslatedRequest`.
-        function_names: see `TranslatedRequest`.
+        tool_names: see `TranslatedRequest`.
+        now: returns Unix seconds.
 
     Raises:
         CortexError: the body is an error of the engine, or not a chat completion.
     """
     choice, usage = first_choice(body)
     message = choice.message or AssistantMessage()
-    ids = ToolCallIds(call_ids, response_id, "call")
+    ids = ToolCallIds(call_ids, response.id, "call")
     calls = (message.tool_calls or [])[: 1 if only_first_call else None]
-    output: list[Item] = list(_text_items(message, response_id))
+    output: list[Item] = list(_text_items(message, response.item_prefix))
     for call in calls:
-        item_id = f"fc_{response_id}_{len(output)}"
-        output.append(_function_call(call, item_id, ids, function_names or {}))
-    incomplete = to_incomplete_details(choice.finish_reason)
-    if incomplete is not None and output:
+        suffix = f"{response.item_prefix}_{len(output)}"
+        output.append(_tool_call(call, suffix, ids, tool_names or {}))
+    response.output = output
+    response.usage = to_usage(usage)
+    finish(response, choice.finish_reason, now())
+    if response.status == "incomplete" and output:
         output[-1].status = "incomplete"
-    response = Response(
-        id=response_id,
-        created_at=int(created),
-        model=model,
-        status="completed" if incomplete is None else "incomplete",
-        output=output,
-        usage=to_usage(usage),
-        incomplete_details=incomplete,
-    )
-    return msgspec.json.encode(response)
+    return response
 
 
-def to_usage(usage: Usage | None) -> ResponsesUsage:
-    """Translate an engine's usage; all counts are zero if it reported none."""
-    usage = usage or Usage()
-    return ResponsesUsage(
-        input_tokens=usage.prompt,
-        input_tokens_details=InputTokensDetails(usage.cached),
-        output_tokens=usage.completion,
-        output_tokens_details=OutputTokensDetails(usage.reasoning),
-        total_tokens=usage.prompt + usage.completion,
-    )
+def finish(response: Response, finish_reason: str | None, now: float) -> None:
+    """Set the status of a response whose output is complete, given the time in Unix seconds."""
+    response.incomplete_details = _incomplete_details(finish_reason)
+    if response.incomplete_details is not None:
+        response.status = "incomplete"
+    else:
+        response.status = "completed"
+        response.completed_at = max(int(now), response.created_at)
 
 
-def to_incomplete_details(finish_reason: str | None) -> IncompleteDetails | None:
-    """Return why a response with this finish reason is incomplete; None if it is complete."""
-    match finish_reason:
-        case "length":
-            return IncompleteDetails("max_output_tokens")
-        case "content_filter":
-            return IncompleteDetails("content_filter")
-        case _:
-            return None
+def start_tool_call(
+    flat_name: str, suffix: str, call_id: str, names: Mapping[str, ToolName]
+) -> Item:
+    """Return a tool call without its arguments, under the name that the client declared.
+
+    Args:
+        flat_name: the name that the engine knows.
+        suffix: what follows the type in the id of the item.
+        call_id: the id of the call.
+        names: see `TranslatedRequest`.
+    """
+    tool = names.get(flat_name) or ToolName(flat_name)
+    namespace = tool.namespace or UNSET
+    if tool.custom:
+        return CustomToolCallItem(f"ctc_{suffix}", call_id, tool.name, "", "in_progress", namespace)
+    return FunctionCallItem(f"fc_{suffix}", call_id, tool.name, "", "in_progress", namespace)
+
+
+def finish_tool_call(
+    item: FunctionCallItem | CustomToolCallItem, arguments: str, status: ItemStatus
+) -> None:
+    """Set the arguments of a tool call; those of a custom tool are the text in their field `input`."""
+    item.status = status
+    if isinstance(item, FunctionCallItem):
+        item.arguments = arguments or "{}"
+        return
+    try:
+        item.input = _custom_arguments.decode(arguments).input
+    except ValueError:
+        item.input = arguments  # cut off, or the model wrote the input itself
 
 
 def to_error(error: CortexError) -> ResponseError:
@@ -201,24 +127,35 @@ def to_error(error: CortexError) -> ResponseError:
     return ResponseError(code, ". ".join(p.rstrip(".") for p in (error.message, *error.hints)))
 
 
-def _text_items(message: AssistantMessage, response_id: str) -> Iterator[Item]:
+def _incomplete_details(finish_reason: str | None) -> IncompleteDetails | None:
+    match finish_reason:
+        case "length":
+            return IncompleteDetails("max_output_tokens")
+        case "content_filter":
+            return IncompleteDetails("content_filter")
+        case _:
+            return None
+
+
+def _text_items(message: AssistantMessage, prefix: str) -> Iterator[Item]:
     if message.reasoning_text:
         summary = [SummaryText(message.reasoning_text)]
-        yield ReasoningItem(f"rs_{response_id}_0", summary, "completed")
+        yield ReasoningItem(f"rs_{prefix}_0", summary, "completed")
     text = (message.text or "") + (message.refusal or "")
     if text:
-        yield MessageItem(f"msg_{response_id}_1", "completed", [OutputText(text)])
+        yield MessageItem(f"msg_{prefix}_1", "completed", [OutputText(text)])
 
 
-def _function_call(
-    call: ToolCallDelta, item_id: str, ids: ToolCallIds, names: Mapping[str, tuple[str, str]]
+def _tool_call(
+    call: ToolCallDelta, suffix: str, ids: ToolCallIds, names: Mapping[str, ToolName]
 ) -> Item:
     function = call.function
     flat_name = (function and function.name) or ""
-    namespace, name = names.get(flat_name, (UNSET, flat_name))
     try:
         arguments = arguments_text(function.arguments) if function else ""
     except ValueError:
-        arguments = ""
-    call_id = ids.assign(call.id or "")
-    return FunctionCallItem(item_id, call_id, name, arguments or "{}", "completed", namespace)
+        raise UpstreamFailed(f"The arguments of the call of {flat_name!r} are not text") from None
+    item = start_tool_call(flat_name, suffix, ids.assign(call.id or ""), names)
+    assert isinstance(item, FunctionCallItem | CustomToolCallItem)
+    finish_tool_call(item, arguments, "completed")
+    return item

@@ -99,8 +99,8 @@ class TranslatingAdapter(DialectAdapter, ABC):
         return self._open_stream().ping()
 
     @override
-    def local_response(self, traits: EngineTraits | None) -> None:
-        return
+    def local_response(self, traits: EngineTraits | None) -> bytes | None:
+        return None
 
     def _open_stream(self) -> StreamWriter:
         """Return the client's stream; it can open before an engine is chosen, because call ids do not depend on one."""

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 from clients_kit import MIXED_STREAM
-from dialects_kit import parse_events, run_translator
+from dialects_kit import parse_events, responses_stream, run_translator
 
 from cortex_cli.doctor import chat, messages, responses
 from cortex_cli.doctor.probe import InvalidResponse, StreamEvent
@@ -20,7 +20,7 @@ from cortex_server.dialects.stream.text import ModelNameRewriter
 Translator = MessagesStreamWriter | ResponsesStreamWriter | StreamRepair
 DIALECTS: dict[str, tuple[ModuleType, Callable[[], Translator]]] = {
     "messages": (messages, lambda: MessagesStreamWriter(message_id="i", model="m", request_id="r")),
-    "responses": (responses, lambda: ResponsesStreamWriter(response_id="i", model="m", created=7)),
+    "responses": (responses, responses_stream),
     "chat": (
         chat,
         lambda: StreamRepair(

@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
-from dialects_kit import with_junk
+from dialects_kit import response_in_progress, with_junk
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs.lazy_import import openai
 
 from cortex_common.errors import (
     BadRequest,
+    ItemNotFound,
     MissingModel,
     PromptTooLong,
     Unavailable,
     UpstreamFailed,
 )
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI, EngineTraits
-from cortex_server.dialects.chat import TranslatedRequest
-from cortex_server.dialects.responses.request import parse_request, to_chat
+from cortex_server.dialects.chat import ToolName, TranslatedRequest
+from cortex_server.dialects.responses.compaction import encode_summary
+from cortex_server.dialects.responses.history import resolve_input
+from cortex_server.dialects.responses.parameters import parse_request
+from cortex_server.dialects.responses.request import to_chat
+from cortex_server.dialects.responses.resource import new_response
 from cortex_server.dialects.responses.response import to_error, to_response
 
 
+class _Stored:
+    """The stored responses of a key."""
+
+    def __init__(self, conversation: list[dict[str, Any]] | None = None, **items: Any) -> None:
+        self._conversation = conversation
+        self._items = items
+
+    def conversation(self, response_id: str) -> list[msgspec.Raw] | None:
+        """Return the conversation, whatever its id."""
+        found = self._conversation
+        return None if found is None else [msgspec.Raw(msgspec.json.encode(i)) for i in found]
+
+    def item(self, item_id: str) -> msgspec.Raw | None:
+        """Return an item by its id."""
+        found = self._items.get(item_id)
+        return None if found is None else msgspec.Raw(msgspec.json.encode(found))
+
+
 def _translate(
-    traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any
+    traits: EngineTraits = OPENAI,
+    *,
+    stream: bool = False,
+    stored: _Stored | None = None,
+    **fields: Any,
 ) -> TranslatedRequest:
     request = parse_request(json.dumps({"model": "gpt-x", "input": "hi"} | fields).encode())
-    return to_chat(request, model="engine", traits=traits, stream=stream)
+    items = resolve_input(request, stored or _Stored())
+    return to_chat(request, items, model="engine", traits=traits, stream=stream)
 
 
-def _chat(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_translate(traits, stream=stream, **fields).body)
+def _chat(traits: EngineTraits = OPENAI, **fields: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_translate(traits, **fields).body)
     return found
 
 
@@ -83,6 +113,10 @@ _OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "out"}
         (
             {"max_output_tokens": 9, "temperature": 0, "top_p": 0.5},
             {"max_tokens": 9, "temperature": 0, "top_p": 0.5},
+        ),
+        (
+            {"presence_penalty": 0.5, "frequency_penalty": -1},
+            {"presence_penalty": 0.5, "frequency_penalty": -1},
         ),
         ({"reasoning": {"effort": "high", "summary": "auto"}}, {"reasoning_effort": "high"}),
         ({"reasoning": {"summary": "auto"}}, {"reasoning_effort": None}),
@@ -225,13 +259,37 @@ def test_images_keep_their_place_or_follow_tool_outputs() -> None:
 
 
 def test_tools_are_nested_and_namespaces_flattened() -> None:
-    """Functions in a namespace get a flat name; tools without a counterpart are dropped and recorded."""
+    """Functions in a namespace get a flat name; tools that agents add unasked are left out and recorded."""
     found = _translate(tools=[_FUNCTION, _NAMESPACE, {"type": "web_search"}])
     chat = json.loads(found.body)
-    assert [tool["function"]["name"] for tool in chat["tools"]] == ["f", "ns__fn"]
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["f", "ns__fn", "ns__c"]
     assert chat["tools"][0]["function"] == {k: v for k, v in _FUNCTION.items() if k != "type"}
-    assert found.function_names == {"ns__fn": ("ns", "fn")}
-    assert [line.split(":")[0] for line in found.dropped] == ["tools.1.tools.1", "tools.2"]
+    assert found.tool_names == {
+        "ns__fn": ToolName("fn", "ns"),
+        "ns__c": ToolName("c", "ns", custom=True),
+    }
+    assert [line.split(":")[0] for line in found.dropped] == ["tools.2"]
+
+
+def test_custom_tool_is_a_function_with_a_text() -> None:
+    """Its grammar is part of the description, and earlier calls have the same form."""
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
+    tool = {
+        "type": "custom",
+        "name": "apply_patch",
+        "description": "Patch files.",
+        "format": grammar,
+    }
+    call = {"type": "custom_tool_call", "call_id": "c1", "name": "apply_patch", "input": 'a"b'}
+    output = {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"}
+    chat = _chat(tools=[tool], input=[call, output])
+    (function,) = [entry["function"] for entry in chat["tools"]]
+    assert function["parameters"]["required"] == ["input"]
+    assert function["description"].startswith("Patch files.")
+    assert "start: /.+/" in function["description"]
+    (earlier,) = chat["messages"][0]["tool_calls"]
+    assert json.loads(earlier["function"]["arguments"]) == {"input": 'a"b'}
+    assert chat["messages"][1] == {"role": "tool", "content": "done", "tool_call_id": "c1"}
 
 
 def test_earlier_calls_in_a_namespace_get_the_flat_name() -> None:
@@ -243,13 +301,19 @@ def test_earlier_calls_in_a_namespace_get_the_flat_name() -> None:
 @pytest.mark.parametrize(
     ("traits", "choice", "expected", "tools"),
     [
-        (OPENAI, "auto", "auto", 2),
-        (OPENAI, "required", "required", 2),
+        (OPENAI, "auto", "auto", 3),
+        (OPENAI, "required", "required", 3),
         (
             OPENAI,
             {"type": "function", "name": "f"},
             {"type": "function", "function": {"name": "f"}},
-            2,
+            3,
+        ),
+        (
+            OPENAI,
+            {"type": "custom", "name": "c", "namespace": "ns"},
+            {"type": "function", "function": {"name": "ns__c"}},
+            3,
         ),
         (LLAMACPP, {"type": "function", "name": "f"}, "required", 1),
         (
@@ -262,7 +326,6 @@ def test_earlier_calls_in_a_namespace_get_the_flat_name() -> None:
             "required",
             1,
         ),
-        (OPENAI, {"type": "web_search"}, "auto", 2),
     ],
 )
 def test_tool_choice_depends_on_engine_traits(
@@ -287,15 +350,40 @@ def test_disabled_parallel_calls_depend_on_engine_traits() -> None:
     ("fields", "param"),
     [
         ({"previous_response_id": "resp_0"}, "previous_response_id"),
+        ({"top_k": 5}, "top_k"),
+        ({"reasoning": {"effort": "low", "depth": 3}}, "reasoning.depth"),
+        ({"text": {"format": {"type": "text", "style": 1}}}, "text.format.style"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["secrets"]}, "include"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management"),
+        ({"moderation": {"model": "m"}}, "moderation"),
+        ({"truncation": "middle"}, "truncation"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"tools": [{"type": "hologram"}]}, "tools.0"),
+        ({"tools": [_FUNCTION, {"type": "mcp", "server_label": "x"}]}, "tools.1"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools.0"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [_FUNCTION], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [_FUNCTION], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
+        (
+            {
+                "tools": [_FUNCTION],
+                "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": []},
+            },
+            "tool_choice",
+        ),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"background": True}, "background"),
         ({"input": []}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": [{"type": "item_reference"}]}, "input.0"),
+        ({"input": [{"type": "compaction", "encrypted_content": "gAAAAA"}]}, "input.0"),
         ({"input": [{"type": "hologram"}]}, "input.0"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
+        ({"input": [{"role": "user", "content": []}]}, "input"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
             "input.0.content.0",
@@ -312,11 +400,74 @@ def test_unsupported_request_is_rejected_by_field(fields: dict[str, Any], param:
     assert caught.value.param == param
 
 
-def test_item_reference_is_rejected_with_a_hint() -> None:
-    """The AI SDK sends references from the second step on, unless `store` is false."""
-    with pytest.raises(BadRequest) as caught:
-        _translate(input=[{"type": "item_reference", "id": "x"}])
-    assert "store" in " ".join(caught.value.hints)
+def test_missing_item_is_a_404_with_a_hint() -> None:
+    """The AI SDK sends references from the second step on."""
+    with pytest.raises(ItemNotFound) as caught:
+        _translate(input=[_message_item("user", "hi"), {"type": "item_reference", "id": "x"}])
+    assert caught.value.param == "input.1"
+    assert "items themselves" in " ".join(caught.value.hints)
+
+
+@pytest.mark.parametrize("reference", [{"type": "item_reference", "id": "x"}, {"id": "x"}])
+def test_referenced_item_takes_the_place_of_the_reference(reference: dict[str, Any]) -> None:
+    """The type of a reference is optional in the specification."""
+    stored = _Stored(x=_message_item("assistant", "ok", part="output_text"))
+    chat = _chat(stored=stored, input=[_message_item("user", "hi"), reference])
+    assert chat["messages"][1] == {"role": "assistant", "content": "ok"}
+
+
+def test_previous_response_comes_before_the_input() -> None:
+    """Instructions are not carried over; the input can be missing."""
+    earlier = [_message_item("user", "a"), _message_item("assistant", "b", part="output_text")]
+    chat = _chat(stored=_Stored(earlier), previous_response_id="resp_0", input="c")
+    assert [m["content"] for m in chat["messages"]] == ["a", "b", "c"]
+    chat = _chat(stored=_Stored(earlier), previous_response_id="resp_0", input=None)
+    assert [m["content"] for m in chat["messages"]] == ["a", "b"]
+
+
+def test_earlier_summary_is_a_user_message() -> None:
+    """A compacted conversation goes on from its summary."""
+    item = {"type": "compaction", "id": "cmp_1", "encrypted_content": encode_summary("it was so")}
+    (message,) = _messages(item)
+    assert message["role"] == "user"
+    assert message["content"].endswith("it was so")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "data:text/markdown;base64," + base64.b64encode("# Süß".encode()).decode(),
+        base64.b64encode("# Süß".encode()).decode(),
+        "data:text/plain,%23%20S%C3%BC%C3%9F",
+    ],
+)
+def test_text_file_is_text(data: str) -> None:
+    """Its name comes first."""
+    part = {"type": "input_file", "filename": "a.md", "file_data": data}
+    (message,) = _messages({"role": "user", "content": [part]})
+    assert message["content"] == "a.md\n\n# Süß"
+
+
+def test_image_file_is_an_image() -> None:
+    """Some clients send every attachment as a file."""
+    part = {"type": "input_file", "filename": "a.png", "file_data": "data:image/png;base64,AAAA"}
+    (message,) = _messages({"role": "user", "content": [part]})
+    assert message["content"][0]["image_url"]["url"] == "data:image/png;base64,AAAA"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("data:application/pdf;base64,JVBERi0xLjcKJeLjz9M=", "application/pdf"),
+        ("AAAA", "not UTF-8 text"),
+        ("???", "base64"),
+    ],
+)
+def test_other_files_are_rejected_with_their_type(data: str, reason: str) -> None:
+    """A model can't read them, and a PDF must not be lost in silence."""
+    part = {"type": "input_file", "filename": "a.pdf", "file_data": data}
+    with pytest.raises(BadRequest, match=reason):
+        _messages({"role": "user", "content": [part]})
 
 
 def test_request_without_a_model_is_rejected() -> None:
@@ -356,10 +507,11 @@ _EVERYTHING = {
 @given(with_junk(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
 def test_junk_in_a_request_is_a_client_error(body: Any, traits: EngineTraits) -> None:
     """A field of a wrong type is a 400, or has no effect; it never breaks the gateway."""
-    with contextlib.suppress(BadRequest):
-        to_chat(
-            parse_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True
-        )
+    with contextlib.suppress(BadRequest, ItemNotFound):
+        request = parse_request(json.dumps(body).encode())
+        items = resolve_input(request, _Stored())
+        new_response(request, response_id="resp_1", created=7)
+        to_chat(request, items, model="engine", traits=traits, stream=True)
 
 
 def _response(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
@@ -367,9 +519,8 @@ def _response(message: dict[str, Any], finish: str = "stop", **more: Any) -> dic
     body = json.dumps(
         {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
     ).encode()
-    found: dict[str, Any] = json.loads(
-        to_response(body, response_id="resp_1", model="gpt-x", created=7.5, **more)
-    )
+    response = to_response(body, response_in_progress(), now=lambda: 9.5, **more)
+    found: dict[str, Any] = json.loads(msgspec.json.encode(response))
     openai.types.responses.Response.model_validate(found)  # the SDK requires every field
     return found
 
@@ -379,14 +530,31 @@ def test_response_items_are_ordered() -> None:
     call = {"id": "c1", "function": {"name": "ns__fn", "arguments": '{"x":1}'}}
     found = _response(
         {"content": "hi", "reasoning_content": "hm", "tool_calls": [call]},
-        function_names={"ns__fn": ("ns", "fn")},
+        tool_names={"ns__fn": ToolName("fn", "ns")},
     )
     assert [item["type"] for item in found["output"]] == ["reasoning", "message", "function_call"]
     assert found["output"][1]["content"][0]["text"] == "hi"
     assert (found["output"][2]["namespace"], found["output"][2]["name"]) == ("ns", "fn")
     assert found["status"] == "completed"
     assert found["usage"]["total_tokens"] == 5
-    assert (found["model"], found["created_at"]) == ("gpt-x", 7)
+    assert (found["model"], found["created_at"], found["completed_at"]) == ("gpt-x", 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"input":"*** Begin Patch"}', "*** Begin Patch"),
+        ("*** Begin Patch", "*** Begin Patch"),
+        ('{"input":"*** Beg', '{"input":"*** Beg'),
+        ('{"patch":"x"}', '{"patch":"x"}'),
+    ],
+)
+def test_custom_tool_call_has_its_input_as_text(arguments: str, text: str) -> None:
+    """Arguments of another form are passed on as they are, so that nothing the model wrote is lost."""
+    call = {"id": "c1", "function": {"name": "apply_patch", "arguments": arguments}}
+    names = {"apply_patch": ToolName("apply_patch", custom=True)}
+    (item,) = _response({"tool_calls": [call]}, tool_names=names)["output"]
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "apply_patch", text)
 
 
 def test_truncated_response_is_incomplete() -> None:

@@ -11,6 +11,7 @@ from dialects_kit import (
     call_delta,
     chunk,
     parse_events,
+    responses_stream,
     run_translator,
     sse_stream,
     usage,
@@ -29,7 +30,6 @@ from cortex_common.errors import (
     UpstreamTimeout,
 )
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
-from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.chunk_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
@@ -229,7 +229,7 @@ def test_junk_in_a_chunk_is_handled(data: st.DataObject) -> None:
     _repaired(sent, client_wants_usage=data.draw(st.booleans()))
     for other in (
         MessagesStreamWriter(message_id="m", model="m"),
-        ResponsesStreamWriter(response_id="r", model="m", created=0),
+        responses_stream(),
     ):
         run_translator(other.feed, other.end, sent)
         assert other.complete or other.error is not None

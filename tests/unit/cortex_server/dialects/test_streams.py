@@ -14,6 +14,7 @@ from dialects_kit import (
     parse_events,
     parse_messages_stream,
     parse_responses_stream,
+    responses_stream,
     run_translator,
     sse_stream,
     usage,
@@ -24,15 +25,14 @@ from hypothesis import strategies as st
 
 from cortex_common.errors import PromptTooLong, Unavailable, UpstreamFailed, UpstreamTimeout
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
-from cortex_server.dialects.responses.stream import ResponsesStreamWriter
+from cortex_server.dialects.chat import ToolName
 
 
 def _messages(**more: Any) -> MessagesStreamWriter:
     return MessagesStreamWriter(message_id="msg_1", model="claude-x", **more)
 
 
-def _responses(**more: Any) -> ResponsesStreamWriter:
-    return ResponsesStreamWriter(response_id="resp_1", model="gpt-x", created=7, **more)
+_responses = responses_stream
 
 
 def _translate(
@@ -585,7 +585,7 @@ def test_lingering_stream_can_be_ended() -> None:
 
 def test_namespaces_are_restored() -> None:
     """A call of a flattened function has the namespace and the name that the client declared."""
-    stream = _responses(function_names={"ns__fn": ("ns", "fn")})
+    stream = _responses(tool_names={"ns__fn": ToolName("fn", "ns")})
     data = sse_stream(chunk(call_delta(0, "{}", call_id="a", name="ns__fn")), _CALLS)
     item = parse_responses_stream(run_translator(stream.feed, stream.end, data)).last["output"][0]
     assert (item["namespace"], item["name"], item["call_id"]) == ("ns", "fn", "a")

@@ -12,6 +12,7 @@ from rigs.engine import CHUNK, DONE, LAST, STREAM
 
 from cortex_common.errors import UpstreamFailed
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI
+from cortex_server.auth.keys import Keyring
 from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
 from cortex_server.proxy.adapters.messages import MessagesAdapter
 from cortex_server.proxy.adapters.openai import OpenAiAdapter
@@ -19,7 +20,9 @@ from cortex_server.proxy.adapters.request_body import read_fields
 from cortex_server.proxy.adapters.responses import ResponsesAdapter
 from cortex_server.proxy.response.base import EngineResponse
 from cortex_server.proxy.response.body import LateError, PassthroughBody, RepairedBody, read_usage
+from cortex_server.proxy.response_store import ResponseStore
 
+_STORED = ResponseStore().of(Keyring().anonymous)
 ASK = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -222,7 +225,7 @@ def test_pings_open_a_message_stream_before_an_engine_is_chosen():
 
 def test_a_whole_response_is_translated_to_the_responses_api():
     """An output item with the text, completed."""
-    adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
+    adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1", _STORED)
     adapter.engine_body("m", None, MISTRALRS)
     output = json.loads(run(adapter.response(200, streamed=True), STREAM, []))
     assert output["status"] == "completed"
