@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from functools import partial
 
 from fastapi import APIRouter
@@ -23,6 +23,7 @@ from cortex_common.net.state_dir import lock_state_dir
 from cortex_common.net.tls import report_expiring_certificates, server_tls
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import SettingsView
+from cortex_common.supervision import BackgroundTasks, Work
 from cortex_http.server import Server, create_server, url_of
 from cortex_http.server_protocol import AsgiOnly, protocol_for
 from cortex_http.sockets import listen
@@ -82,8 +83,7 @@ class Gateway:
         config: the settings in force.
         reloader: reloads the configuration; None if the gateway was not started from files.
         inflight: the requests in flight.
-        failed_task: name of the background task that has failed, if any.
-        on_failure: called when a background task fails.
+        tasks: the background tasks.
     """
 
     def __init__(self, config: GatewayConfig, catalogue: Catalogue) -> None:
@@ -93,8 +93,7 @@ class Gateway:
         self.audit_log = AuditLog(clock)
         # Without the access log, which would displace everything else; `cortex requests` shows it.
         self._log_buffer = LogBuffer(exclude=("cortex.requests",))
-        self.failed_task: str | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self.tasks = BackgroundTasks(clock, self._on_task_failure)
         self._node_access = load_credentials(config.nodes, os.environ)
         self._node_certificates = node_certificates(config.nodes)
         self._tls = server_tls(config.tls)
@@ -103,7 +102,9 @@ class Gateway:
         self.fleet.certificates = self._certificates
         self.fleet.settings = lambda: self.reloader.view if self.reloader else SettingsView()
         self.metrics.snapshot = lambda: self.fleet.snapshot
-        self._membership = Membership(self.fleet)
+        self.fleet.warnings = self.tasks.warnings
+        self.metrics.task_failures = lambda: self.tasks.failures
+        self._membership = Membership(self.fleet, self.tasks)
         self._usage_reporter = UsageReporter(self._membership.clients, clock)
         self.fleet.on_use = self._usage_reporter.record
         path = database_path(config.gateway.state_dir, os.environ)
@@ -187,42 +188,42 @@ class Gateway:
         self.audit_log.attach()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
-            tasks = [
-                asyncio.create_task(work, name=name)
-                for name, work in self._background_work().items()
-            ]
-            for task in tasks:
-                task.add_done_callback(self._on_task_done)
+            work = self._background_work()
+            for name, task in work.items():
+                self.tasks.start(name, task)
             try:
                 yield
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*map(self.tasks.stop, work))
                 await self._close()
+                await self.tasks.close()
 
-    def _background_work(self) -> dict[str, Coroutine[None, None, None]]:
-        """Return the coroutines to run in the background, by name."""
-        work = {
-            "controller": self.controller.run(),
-            "usage_reports": self._usage_reporter.run(),
-            "directives": self.controller.directives.run(),
-            "timeouts": watch_timeouts(self.inflight.requests),
-            "lag": self.context.measure_lag(),
-            "usage": self.key_service.run(),
-            "rolling_update": self._rolling_update.run(),
-            "restarts": self._restarts.run(),
-            "certificate_expiry": report_expiring_certificates(
-                self._certificates, SystemClock(), partial(event, tls_log)
+    def _background_work(self) -> dict[str, Work]:
+        """Return what runs in the background, by name."""
+        work: dict[str, Work] = {
+            "controller": self.controller.run,
+            "usage_reports": self._usage_reporter.run,
+            "directives": self.controller.directives.run,
+            "timeouts": partial(watch_timeouts, self.inflight.requests),
+            "lag": self.context.measure_lag,
+            "usage": self.key_service.run,
+            "rolling_update": self._rolling_update.run,
+            "restarts": self._restarts.run,
+            "certificate_expiry": partial(
+                report_expiring_certificates,
+                self._certificates,
+                SystemClock(),
+                partial(event, tls_log),
             ),
         }
         if self._history is not None:
-            work["history"] = self._history.run()
+            work["history"] = self._history.run
         if self._tls is not None:
-            work["certificates"] = self._tls.watch()
+            work["certificates"] = self._tls.watch
         return work
 
     async def _close(self) -> None:
+        await self.controller.close()
         self.audit_log.detach()
         await self._operations.close()
         await self._membership.close()
@@ -237,13 +238,8 @@ class Gateway:
             await asyncio.to_thread(self._spans.close)
         self._log_buffer.detach()
 
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        # Without one of its parts the gateway would be up but not work. It exits, so that it is restarted.
-        if not task.cancelled():
-            fields = {"task": task.get_name()}
-            log.critical("task_failed", exc_info=task.exception(), extra={"fields": fields})
-            self.failed_task = task.get_name()
-            self.on_failure()
+    def _on_task_failure(self) -> None:
+        self.fleet.notify()
 
     async def apply(self, config: GatewayConfig, catalogue: Catalogue) -> None:
         """Apply new settings. Requests in flight continue with the old ones.

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
@@ -15,7 +16,6 @@ from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.loader import LoadedConfig
-from cortex_common.errors import CortexError
 from cortex_common.log import event
 from cortex_common.net import systemd
 from cortex_common.net.tls import server_tls
@@ -83,24 +83,19 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
         server = gateway.server()
         shutdown = _Shutdown(gateway, server)
         async with gateway.running(), asyncio.TaskGroup() as group:
-            tasks = [group.create_task(systemd.run_watchdog(os.environ))]
+            gateway.tasks.start("watchdog", partial(systemd.run_watchdog, os.environ))
             if read is not None:
                 gateway.reloader = Reloader(files, read, gateway.apply, SystemClock())
-                tasks.append(group.create_task(gateway.reloader.watch()))
+                gateway.tasks.start("reload", gateway.reloader.watch)
                 _reload_on_hangup(gateway.reloader, group)
             shutdown.handle_signals()
-            gateway.on_failure = server.stop
             freeze_startup_objects()
             event(log, "gateway_listening", url=url_of(sock, tls=gateway.serves_tls))
             _log_access_mode(gateway)
             _notify_status(gateway.fleet)
             systemd.notify("READY=1", os.environ)
             await server.serve(sockets=[sock])
-            for task in tasks:
-                task.cancel()
     event(log, "gateway_stopped")
-    if gateway.failed_task is not None:
-        raise CortexError(f"the background task {gateway.failed_task} failed; see the log above")
 
 
 def _log_access_mode(gateway: Gateway) -> None:

@@ -138,7 +138,9 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Return metrics in Prometheus's text format."""
-        text = exposition(runtime.status(url_of(request)), runtime.certificates())
+        text = exposition(
+            runtime.status(url_of(request)), runtime.certificates(), runtime.tasks.failures
+        )
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

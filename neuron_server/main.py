@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import uvloop
 
@@ -104,21 +105,24 @@ async def _serve(config: NeuronConfig) -> None:
         url_host = f"[{host}]" if ":" in host else host
         url = f"{'https' if tls else 'http'}://{url_host}:{listener.getsockname()[1]}"
         runtime = create_runtime(config)
-        tasks = [asyncio.create_task(systemd.run_watchdog(os.environ))]
+        runtime.tasks.start("watchdog", partial(systemd.run_watchdog, os.environ))
         if tls is not None:
             runtime.certificates = lambda: tls.certificates
-            expiry = report_expiring_certificates(
-                runtime.certificates, SystemClock(), runtime.events.record
+            runtime.tasks.start("certificates", tls.watch)
+            runtime.tasks.start(
+                "certificate expiry",
+                partial(
+                    report_expiring_certificates,
+                    runtime.certificates,
+                    SystemClock(),
+                    runtime.events.record,
+                ),
             )
-            tasks += [asyncio.create_task(tls.watch()), asyncio.create_task(expiry)]
         server = create_server(config, runtime, url=url, tls=tls.context if tls else None)
         freeze_startup_objects()
-        try:
-            with _Shutdown(server, runtime).on_signals():
-                await server.serve(sockets=[listener])
-        finally:
-            for task in tasks:
-                task.cancel()
+        with _Shutdown(server, runtime).on_signals():
+            await server.serve(sockets=[listener])
+        await runtime.tasks.close()
 
 
 def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:

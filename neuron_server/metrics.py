@@ -13,26 +13,36 @@ from typing_extensions import override
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.hardware import DeviceReading
 from cortex_common.schema.instances import InstanceState, ModelInfo, NodeStatus
+from cortex_common.supervision import TaskFailures
 from cortex_common.units import BYTES_PER_MIB
 
 _MEMORY_KINDS = ("used", "free", "reserved", "other", "headroom", "available")
 
 
-def exposition(status: NodeStatus, certificates: Iterable[Certificate]) -> bytes:
+def exposition(
+    status: NodeStatus, certificates: Iterable[Certificate], tasks: Iterable[TaskFailures]
+) -> bytes:
     """Return the metrics of a node in Prometheus's text format.
 
     Args:
         status: the current status of the node.
         certificates: the certificates that the neuron uses.
+        tasks: the failures of its background tasks.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(status, certificates))
+    registry.register(_NodeCollector(status, certificates, tasks))
     return generate_latest(registry)
 
 
 class _NodeCollector(Collector):
-    def __init__(self, status: NodeStatus, certificates: Iterable[Certificate]) -> None:
+    def __init__(
+        self,
+        status: NodeStatus,
+        certificates: Iterable[Certificate],
+        tasks: Iterable[TaskFailures],
+    ) -> None:
         self._status = status
+        self._tasks = tasks
         self._certificates = certificates
 
     @override
@@ -53,7 +63,14 @@ class _NodeCollector(Collector):
         )
         for failure in self._status.failures:
             failures.add_metric([failure.model, failure.kind], failure.count)
-        yield from (expiry, failures)
+        tasks = CounterMetricFamily(
+            "cortex_neuron_task_failures",
+            "Failures of background tasks, which are restarted",
+            labels=["task"],
+        )
+        for failed in self._tasks:
+            tasks.add_metric([failed.task], failed.count)
+        yield from (expiry, failures, tasks)
 
 
 def _device_metrics(readings: Iterable[DeviceReading]) -> Iterator[Metric]:

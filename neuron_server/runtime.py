@@ -13,11 +13,12 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection
+from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.certificates import Certificate
-from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.hardware import Discovery, Health, HostWarning
 from cortex_common.schema.instances import (
     EndpointResponse,
     EngineFailures,
@@ -32,6 +33,7 @@ from cortex_common.schema.instances import (
     UnloadResponse,
 )
 from cortex_common.schema.usage import UsageReport
+from cortex_common.supervision import BackgroundTasks
 from neuron_server import views
 from neuron_server.attached_engines import AttachedEngines
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
@@ -55,6 +57,7 @@ from neuron_server.usage import LastUse
 log = logging.getLogger(__name__)
 
 READING_INTERVAL_S = 1.0
+_READINGS, _INFLIGHT, _CHECKS = "readings", "requests in flight", "engine checks"
 _LAST_USE_SAVE_INTERVAL_S = 60.0
 _READINGS_PER_ATTACHED_REFRESH = 5
 
@@ -79,6 +82,7 @@ class Runtime:
         inflight: the requests in flight of each instance.
         directives: the pins, cordons and times to live that this node keeps.
         attached: the attached engines.
+        tasks: the background tasks.
         stopping_s: once the neuron is stopping, the seconds that relayed requests have left.
         certificates: returns the certificates that the API is served with.
     """
@@ -100,6 +104,7 @@ class Runtime:
         self.stopping_s: float | None = None
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.events = EventLog(clock, self.changes)
+        self.tasks = BackgroundTasks(clock, self.changes.increment)
         self.last_use = LastUse(clock)
         self.inflight = InflightCounts(self.last_use)
         self.directives = NodeDirectives(state, self.events, clock)
@@ -135,7 +140,6 @@ class Runtime:
         self._failures: Counter[tuple[ModelId, str]] = Counter()
         self._faults = HardwareFaults(self.events)
         self._engine_checks = EngineChecks(registry, host)
-        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     # -- start and stop --------------------------------------------------------------------
 
@@ -154,17 +158,13 @@ class Runtime:
         await self.attached.refresh()
         await self.measure()
         on_change = self.changes.increment
-        self._tasks = (
-            asyncio.create_task(self._read_periodically(), name="readings"),
-            asyncio.create_task(self.inflight.poll(self.instances, on_change), name="inflight"),
-            asyncio.create_task(self._engine_checks.run(on_change), name="engine checks"),
-        )
+        self.tasks.start(_READINGS, self._read_periodically)
+        self.tasks.start(_INFLIGHT, partial(self.inflight.poll, self.instances, on_change))
+        self.tasks.start(_CHECKS, partial(self._engine_checks.run, on_change))
 
     async def close(self) -> None:
         """Stop the engines, or leave them running if configured to."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*map(self.tasks.stop, (_READINGS, _INFLIGHT, _CHECKS)))
         await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
         for managed in self.instances:
@@ -255,6 +255,7 @@ class Runtime:
             *views.lost_device_warnings(self.health(), self._memory.devices),
             *self._faults.warnings(),
             *self._state.warnings(),
+            *(HostWarning(code="task_failed", message=text) for text in self.tasks.warnings()),
         )
         discovery = self.host.discovery(self.registry.info(), warnings)
         return discovery.model_copy(update={"certificates": self.certificates()})
@@ -365,6 +366,5 @@ class Runtime:
                     self._state.log(managed.instance.id).trim()
                     if managed.saved is None or self._last_use_is_stale(managed):
                         self._save_record(managed)
-            except Exception:
-                # The next reading may succeed; without readings no load would ever be admitted again.
-                log.exception("reading_failed")
+            except Exception as error:  # noqa: BLE001 - without readings no load would ever be admitted again
+                self.tasks.record_failure(_READINGS, error)

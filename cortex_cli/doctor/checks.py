@@ -54,6 +54,7 @@ def fleet_checks(fleet: FleetSnapshot, version: str) -> list[Finding]:
         version: version of this command.
     """
     found = [_versions(fleet, version), *_settings(fleet.settings, fleet.at)]
+    found += [warning("gateway", text, "see the gateway's log") for text in fleet.warnings]
     if not fleet.nodes:
         found.append(
             error("nodes", "the gateway has no nodes", "add them to cortex.toml under [[neurons]]")

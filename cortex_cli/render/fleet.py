@@ -337,6 +337,7 @@ def problems(snapshot: FleetSnapshot) -> list[str]:
             if d.health is DeviceHealth.LOST
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
+    found += snapshot.warnings
     if snapshot.settings.reload_error:
         found.append(f"the gateway uses older settings: {brief(snapshot.settings.reload_error)}")
     for owner, certificates in snapshot.all_certificates:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Iterable
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.gateway import NeuronEntry, NodeEntry, UpstreamEntry
+from cortex_common.supervision import BackgroundTasks
 from cortex_server.fleet.credentials import CredentialsByNode, NodeCredentials
 from cortex_server.fleet.neuron_watcher import NeuronWatcher
 from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.upstream_watcher import UpstreamWatcher
-
-log = logging.getLogger("cortex.fleet")
 
 
 class Membership:
@@ -21,17 +18,18 @@ class Membership:
 
     Args:
         fleet: where the watchers report.
+        tasks: runs the watchers.
 
     Attributes:
         clients: clients of the nodes' neurons, by node name; the same mapping as long as the gateway runs.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, tasks: BackgroundTasks) -> None:
         self.clients: dict[str, NeuronClient] = {}
         self._fleet = fleet
         self._entries: dict[str, NodeEntry] = {}
         self._credentials: dict[str, NodeCredentials] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._tasks = tasks
 
     async def use_nodes(self, entries: Iterable[NodeEntry], credentials: CredentialsByNode) -> None:
         """Follow these nodes and no others; watchers of unchanged nodes keep running."""
@@ -42,7 +40,7 @@ class Membership:
             await self._remove(name)
         self._fleet.use_nodes(tuple(wanted.values()))
         for name, entry in wanted.items():
-            if name not in self._watchers:
+            if name not in self._credentials:
                 self._add(entry, credentials[name])
         self._entries = wanted
 
@@ -67,7 +65,9 @@ class Membership:
 
     def _add(self, entry: NodeEntry, credentials: NodeCredentials) -> None:
         if isinstance(entry, UpstreamEntry):
-            watch = UpstreamWatcher(entry, credentials, self._fleet).run()
+            watcher: NeuronWatcher | UpstreamWatcher = UpstreamWatcher(
+                entry, credentials, self._fleet
+            )
         else:
             client = NeuronClient(
                 entry.endpoint,
@@ -76,21 +76,16 @@ class Membership:
                 tls=credentials.tls,
             )
             self.clients[entry.name] = client
-            watch = NeuronWatcher(entry.name, client, self._fleet).run()
+            watcher = NeuronWatcher(entry.name, client, self._fleet)
         self._credentials[entry.name] = credentials
-        task = asyncio.create_task(watch, name=f"watch-{entry.name}")
-        task.add_done_callback(_report)
-        self._watchers[entry.name] = task
+        self._tasks.start(_task(entry.name), watcher.run)
 
     async def _remove(self, name: str) -> None:
-        self._watchers[name].cancel()
-        await asyncio.gather(self._watchers.pop(name), return_exceptions=True)
+        await self._tasks.stop(_task(name))
         if (client := self.clients.pop(name, None)) is not None:
             await client.close()
         del self._entries[name], self._credentials[name]
 
 
-def _report(task: asyncio.Task[None]) -> None:
-    """Log a watcher that ended by itself, which is a bug."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("task_failed", exc_info=error, extra={"fields": {"task": task.get_name()}})
+def _task(node: str) -> str:
+    return f"watcher of {node}"

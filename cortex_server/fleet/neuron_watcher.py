@@ -44,7 +44,7 @@ class NeuronWatcher:
         self._fleet = fleet
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled; whatever else ends it leaves the node unreachable until it runs again."""
         failures = 0
         cursor = EventCursor()
         ACTOR.set(f"node {self._node}")
@@ -63,6 +63,9 @@ class NeuronWatcher:
                 self._fleet.mark_unreachable(self._node, "the neuron closed its event stream")
             except CortexError as error:
                 self._fleet.mark_unreachable(self._node, error.message)
+            except Exception as error:
+                self._fleet.mark_unreachable(self._node, f"its messages can't be read: {error!r}")
+                raise
             failures += 1
             await asyncio.sleep(RECONNECT_BACKOFF.delay_s(failures))
 

@@ -90,6 +90,7 @@ class Fleet:
         self.closed = False
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.settings: Callable[[], SettingsView] = SettingsView
+        self.warnings: Callable[[], tuple[str, ...]] = tuple
         self._model_configs: dict[str, ModelConfig] = {}
         self.aliases = ModelAliases(())
         self.use_catalogue(catalogue)
@@ -317,8 +318,13 @@ class Fleet:
         """The fleet now."""
         bare = self.node_snapshot
         models = model_views(self._model_configs.values(), bare.nodes, self._waiting, self.metrics)
-        settings = self.settings()
-        return replace(bare, models=models, certificates=self.certificates(), settings=settings)
+        return replace(
+            bare,
+            models=models,
+            certificates=self.certificates(),
+            settings=self.settings(),
+            warnings=self.warnings(),
+        )
 
     @property
     def node_snapshot(self) -> FleetSnapshot:

@@ -135,7 +135,7 @@ class UpstreamWatcher:
         self._fleet = fleet
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled; whatever else ends it leaves the upstream unreachable until it runs again."""
         entry, fleet = self._entry, self._fleet
         failures = 0
         token = self._credentials.token
@@ -156,6 +156,11 @@ class UpstreamWatcher:
                 except CortexError as error:
                     fleet.mark_unreachable(entry.name, error.message)
                     failures += 1
+                except Exception as error:
+                    fleet.mark_unreachable(
+                        entry.name, f"its list of models can't be read: {error!r}"
+                    )
+                    raise
                 delay = listing_delay_s(entry.refresh, failures)
                 # Jitter, so that several gateways do not list at the same time.
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
@@ -187,9 +192,9 @@ async def _list(http: httpx.AsyncClient, path: str) -> list[ListedModel] | None:
     if response.status_code in _NO_LISTING_STATUSES:
         return None
     if response.is_redirect:
-        location = response.headers["location"].partition("?")[0]
+        location = response.headers.get("location", "").partition("?")[0][:200]
         raise UpstreamFailed(
-            f"it redirects to {location}: set base_url in cortex.toml to that address"
+            f"it redirects to {location or 'nowhere'}: set base_url in cortex.toml to that address"
         )
     if response.status_code >= 400:
         summary = f"GET {path} answered {response.status_code}"

@@ -265,7 +265,7 @@ class Controller(Effects):
     # -- the task ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Handle events until cancelled, then refuse every waiting request."""
+        """Handle events until cancelled. What is under way continues when it is called again."""
         self._fleet.on_change(self._wakeup.set)
         self._fleet.use_waiting_counter(self.waiting_requests)
         upkeep_at = self._clock.monotonic()
@@ -283,14 +283,17 @@ class Controller(Effects):
                 self._step(now)
                 self._release_barriers()
         finally:
-            self._stopped = True
             self._fleet.remove_listener(self._wakeup.set)
-            while self._inbox:
-                self._inbox.popleft()(self._clock.monotonic())
-            self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
-            self._release_barriers()
-            await self._executor.close()
-            await self._reconciler.close()
+
+    async def close(self) -> None:
+        """Refuse every waiting request and end what is under way; call it once `run` has ended."""
+        self._stopped = True
+        while self._inbox:
+            self._inbox.popleft()(self._clock.monotonic())
+        self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
+        self._release_barriers()
+        await self._executor.close()
+        await self._reconciler.close()
 
     def _release_barriers(self) -> None:
         while self._barriers:

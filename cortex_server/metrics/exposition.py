@@ -333,6 +333,14 @@ class GatewayCollector(Collector):
             metrics.disconnects, metrics.overhead, metrics.lag, admitted, queued
         )
         yield from _fleet_counter_metrics(metrics.counters)
+        tasks = CounterMetricFamily(
+            "cortex_task_failures",
+            "Failures of background tasks, which are restarted",
+            labels=["task"],
+        )
+        for failed in metrics.task_failures():
+            tasks.add_metric([failed.task], failed.count)
+        yield tasks
         if metrics.snapshot is not None:
             yield from _fleet_metrics(metrics.snapshot())
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelInfo, NodeStatus
+from cortex_common.supervision import TaskFailures
 
 NOWHERE = "none"
 """Model and node label of requests that reached no model or node: names sent by clients must not become labels."""
@@ -164,6 +165,7 @@ class Metrics:
         lag: seconds by which the event loop was late, sampled a few times per second.
         queue: returns the numbers of admitted and of queued requests at scrape time.
         counters: loads, unloads, drains and restarts.
+        task_failures: returns the failures of background tasks at scrape time.
     """
 
     def __init__(self, snapshot: Callable[[], FleetSnapshot] | None = None) -> None:
@@ -175,6 +177,7 @@ class Metrics:
         self.overhead = Histogram(_OVERHEAD)
         self.lag = Histogram(_LAG_SECONDS)
         self.queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.task_failures: Callable[[], tuple[TaskFailures, ...]] = tuple
         self.counters = FleetCounters()
 
     def series(self, model: str, node: str) -> Series:

@@ -98,5 +98,5 @@ def _neuron_families() -> Iterator[Metric]:
         failures=(EngineFailures(info.id, "crash", 1),),
     )
     yield from text_string_to_metric_families(
-        exposition(status, (Certificate(file="", expires_at=0.0),)).decode()
+        exposition(status, (Certificate(file="", expires_at=0.0),), ()).decode()
     )

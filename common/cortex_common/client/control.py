@@ -21,6 +21,8 @@ from cortex_common.sse import EventTooLong, SseParser
 
 T = TypeVar("T")
 
+_MAX_ID_LENGTH = 64
+
 _CONNECTION_ERRORS = {
     errno.ECONNREFUSED,
     errno.EHOSTUNREACH,
@@ -84,6 +86,11 @@ class EventCursor:
     """The position in an event stream from which a new connection continues."""
 
     last_id: str | None = None
+
+    def advance(self, event_id: str) -> None:
+        """Take the id of an event; one that can't be sent back in a header is ignored."""
+        if event_id and event_id.isascii() and event_id.isprintable() and len(event_id) <= _MAX_ID_LENGTH:
+            self.last_id = event_id
 
 
 class ControlClient:
@@ -200,24 +207,35 @@ class ControlClient:
             cursor: where an earlier connection ended; updated with every event.
 
         Raises:
-            UpstreamFailed: the stream can't be opened, was closed, or is silent for too long.
+            UpstreamFailed: the stream can't be opened, was closed, is silent for too long, or holds no events.
         """
         timeout = httpx.Timeout(silence_s, connect=5.0)
         cursor = cursor or EventCursor()
         headers = {"last-event-id": cursor.last_id} if cursor.last_id else {}
         try:
             async with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:
-                if response.status_code >= 400:
-                    raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
+                await self._check_events(response)
                 parser = SseParser()
                 async for data in response.aiter_bytes():
                     for event in parser.feed(data):
-                        cursor.last_id = event.id or cursor.last_id
+                        cursor.advance(event.id)
                         yield event.name or "message", event.data
         except EventTooLong as error:
             raise UpstreamFailed(f"{self.who} at {self.base_url}: {error}") from error
         except httpx.HTTPError as error:
             raise self._stream_error(error) from error
+
+    async def _check_events(self, response: httpx.Response) -> None:
+        """Reject a response that is not a stream of events."""
+        if response.status_code >= 400:
+            call = f"GET {response.url.path}"
+            raise from_envelope(await response.aread(), response.status_code, call)
+        content_type = response.headers.get("content-type", "nothing")
+        if not content_type.startswith("text/event-stream"):
+            raise UpstreamFailed(
+                f"{self.who} at {self.base_url} sent {content_type[:80]} instead of events; "
+                "is another program listening there?"
+            )
 
     def _stream_error(self, error: httpx.HTTPError) -> UpstreamFailed:
         """Return the error for a stream that can't be opened, or ended early."""

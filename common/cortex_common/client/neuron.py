@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from cortex_common.client.control import ControlClient, EventCursor, quote_path
+from cortex_common.errors import UpstreamFailed
 from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
@@ -136,12 +137,24 @@ class NeuronClient(ControlClient):
     async def watch(
         self, *, silence_s: float = 10.0, cursor: EventCursor | None = None
     ) -> AsyncIterator[NodeStatus | LifecycleEntry]:
-        """Yield status changes and lifecycle entries; with a cursor, also the entries missed in between."""
+        """Yield status changes and lifecycle entries; with a cursor, also the entries missed in between.
+
+        Raises:
+            UpstreamFailed: see `ControlClient.events`; or a status can't be read.
+        """
         async for name, data in self.events("/events", silence_s=silence_s, cursor=cursor):
             if name == "status":
-                yield _STATUS.validate_json(data)
+                try:
+                    status = _STATUS.validate_json(data)
+                except ValidationError as error:
+                    reason = error.errors()[0]["msg"]
+                    raise UpstreamFailed(
+                        f"{self.who} sent an unreadable status: {reason}"
+                    ) from error
+                yield status
             elif name == "lifecycle":
-                yield _ENTRY.validate_json(data)
+                with suppress(ValidationError):  # a line of a log is not worth a connection
+                    yield _ENTRY.validate_json(data)
 
     @asynccontextmanager
     async def log(

@@ -220,6 +220,7 @@ class FleetSnapshot:
         started_at: Unix seconds at which the gateway started.
         certificates: TLS certificates of the gateway, including those that it verifies nodes with.
         settings: state of the gateway's settings.
+        warnings: problems of the gateway itself that an operator should look at.
     """
 
     version: int
@@ -230,6 +231,7 @@ class FleetSnapshot:
     started_at: Timestamp = 0.0
     certificates: tuple[Certificate, ...] = ()
     settings: SettingsView = SettingsView()
+    warnings: tuple[str, ...] = ()
 
     def node(self, name: str) -> NodeView | None:
         """Return the node with a name."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cortex_common.schema.base import WireModel
 from cortex_common.schema.bounds import Float, Index, Int, Mib, Name, Seconds, UnixSeconds
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
+from cortex_common.schema.tolerance import keep_readable
 
 
 class DeviceKind(StrEnum):
@@ -124,6 +125,10 @@ class Discovery(WireModel):
     warnings: tuple[HostWarning, ...] = ()
     certificates: tuple[Certificate, ...] = ()
 
+    _keep_readable = field_validator(
+        "devices", "harness_info", "warnings", "certificates", mode="wrap"
+    )(keep_readable)
+
 
 class Health(WireModel):
     """GET /health: the latest readings.
@@ -136,3 +141,5 @@ class Health(WireModel):
     uptime_secs: Seconds
     devices: Annotated[tuple[DeviceReading, ...], Field(max_length=1024)] = ()
     at: UnixSeconds = 0.0
+
+    _keep_readable = field_validator("devices", mode="wrap")(keep_readable)

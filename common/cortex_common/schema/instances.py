@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, NewType
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
+from typing_extensions import override
 
 from cortex_common.log import Level
 from cortex_common.schema.base import StrictWireModel, WireModel
@@ -23,6 +24,7 @@ from cortex_common.schema.bounds import (
 )
 from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import Health
+from cortex_common.schema.tolerance import keep_readable
 
 
 def _require_printable(name: str) -> str:
@@ -56,7 +58,10 @@ _EngineUrl = Annotated[
 
 
 class InstanceState(StrEnum):
-    """The lifecycle state of an instance."""
+    """The lifecycle state of an instance.
+
+    A state of a newer version is read as stopping: the instance holds memory, takes no requests, and is not touched.
+    """
 
     LOADING = "loading"
     READY = "ready"
@@ -64,6 +69,11 @@ class InstanceState(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
+
+    @classmethod
+    @override
+    def _missing_(cls, value: object) -> InstanceState | None:
+        return cls.STOPPING if isinstance(value, str) else None
 
 
 class LoadSpec(StrictWireModel):
@@ -284,3 +294,7 @@ class NodeStatus(WireModel):
     failures: Annotated[tuple[EngineFailures, ...], Field(max_length=10_000)] = ()
     node_id: Name = ""
     directives: Annotated[tuple[Directive, ...], Field(max_length=10_000)] = ()
+
+    _keep_readable = field_validator(
+        "models", "attached", "failures", "directives", mode="wrap"
+    )(keep_readable)
