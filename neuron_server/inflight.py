@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
+from cortex_common.log import event
 from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server.instances.registry import ManagedInstance
 from neuron_server.usage import LastUse
+
+log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 1.0
 
@@ -46,10 +50,14 @@ class InflightCounts:
         return max(self.relayed.get(instance, 0), self._reported.get(instance, 0))
 
     async def refresh(self, managed: ManagedInstance) -> int:
-        """Query the engine, then return `count`; an engine that reports nothing counts as idle."""
+        """Query the engine, then return `count`; an engine that reports nothing, or nonsense, counts as idle."""
         url = managed.runner.url(managed.instance.port)
-        reported = await managed.entry.harness.in_flight(url) or 0
-        self._reported[managed.instance.id] = reported
+        try:
+            reported = await managed.entry.harness.in_flight(url) or 0
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            event(log, "engine_count_unreadable", logging.DEBUG, url=url, reason=error)
+            reported = 0
+        self._reported[managed.instance.id] = max(0, reported)
         return self.count(managed.instance.id)
 
     async def poll(

@@ -57,6 +57,9 @@ from neuron_server.usage import LastUse
 log = logging.getLogger(__name__)
 
 READING_INTERVAL_S = 1.0
+_STOP_TIMEOUT_S = 60.0
+"""Seconds that engines have to end after their drain when the neuron stops."""
+
 _READINGS, _INFLIGHT, _CHECKS = "readings", "requests in flight", "engine checks"
 _LAST_USE_SAVE_INTERVAL_S = 60.0
 _READINGS_PER_ATTACHED_REFRESH = 5
@@ -172,11 +175,29 @@ class Runtime:
         detached = [m for m in self.instances if keep or m.instance.attached]
         await asyncio.gather(*(managed.runner.detach() for managed in detached))
         stopped = [managed for managed in self.instances if managed not in detached]
-        drain_s = self.config.neuron.drain_s
-        await asyncio.gather(*(self._unloader.unload(managed, drain_s) for managed in stopped))
+        await self._stop_all(stopped)
         await self.registry.close()
         await self.host.close()
         self._state.close()
+
+    async def _stop_all(self, instances: Collection[ManagedInstance]) -> None:
+        """Stop engines; whatever is left after a deadline is killed without a drain."""
+        drain_s = self.config.neuron.drain_s
+        kept = frozenset(str(m.instance.id) for m in self.instances if m not in instances)
+        try:
+            async with asyncio.timeout(drain_s + _STOP_TIMEOUT_S):
+                outcomes = await asyncio.gather(
+                    *(self._unloader.unload(managed, drain_s) for managed in instances),
+                    return_exceptions=True,
+                )
+        except TimeoutError:
+            self.events.record("engines_not_stopped", logging.ERROR)
+        else:
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    log.error("engine_stop_failed", exc_info=outcome)
+        if instances:
+            await self._supervisor.kill_orphans(kept)
 
     def _adopt(self) -> frozenset[str]:
         adopted = list(

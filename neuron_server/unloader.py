@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from cortex_common.backoff import Backoff
 from cortex_common.clock import Clock
 from cortex_common.errors import InstanceBusy
 from cortex_common.schema.instances import InstanceState
 from neuron_server.inflight import InflightCounts
-from neuron_server.instances.registry import ManagedInstance
+from neuron_server.instances.registry import ManagedInstance, Stop
 from neuron_server.instances.runner import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 
@@ -18,6 +22,7 @@ _IDLE_POLLS = 2
 _FREED_POLL_S = 0.1
 _FREED_TIMEOUT_S = 15.0
 _NOISE_MB = 8
+_RETRY_BACKOFF = Backoff(initial_s=0.2, max_s=10.0)
 
 
 class Unloader:
@@ -52,6 +57,8 @@ class Unloader:
     async def unload(self, managed: ManagedInstance, drain_s: float, *, force: bool = True) -> None:
         """Drain and stop an instance; return once its memory is measured free.
 
+        A stop that is under way takes the shorter drain, so that nobody waits for a softer request made before.
+
         Args:
             managed: the instance.
             drain_s: seconds to wait for requests in flight.
@@ -60,37 +67,70 @@ class Unloader:
         Raises:
             InstanceBusy: requests are still in flight and must not be cut.
         """
-        if managed.stopping is None:
-            managed.stopping = asyncio.create_task(self._unload(managed, drain_s, force=force))
-        if not await asyncio.shield(managed.stopping):
+        deadline = self._clock.monotonic() + drain_s
+        if managed.stop is None:
+            managed.stop = Stop(deadline, force)
+            managed.stop.task = asyncio.create_task(
+                self._unload(managed, managed.stop), name=f"stop of {managed.instance.id}"
+            )
+        else:
+            managed.stop.tighten(deadline, force=force)
+        assert managed.stop.task is not None
+        if not await asyncio.shield(managed.stop.task):
             raise InstanceBusy.after_drain(managed.instance.id, drain_s)
 
-    async def _unload(self, managed: ManagedInstance, drain_s: float, *, force: bool) -> bool:
+    async def _unload(self, managed: ManagedInstance, stop: Stop) -> bool:
         """Return whether the instance was stopped; a busy one that must not be cut becomes ready again."""
-        serving = managed.instance.state is InstanceState.READY
-        if serving and (drain_s > 0 or not force):
-            self._host.update(advance(managed.instance, InstanceState.DRAINING))
-            idle = await wait_until_idle(
-                self._clock, drain_s, lambda: self._inflight.refresh(managed)
-            )
-            if not idle and not force and managed.instance.state is InstanceState.DRAINING:
-                managed.stopping = None
-                self._host.update(advance(managed.instance, InstanceState.READY))
+        try:
+            if not await self._drain(managed, stop):
                 return False
-        self._host.update(advance(managed.instance, InstanceState.STOPPING))
+            await self._stop(managed)
+        finally:
+            managed.stop = None
         model = managed.instance.spec.model_id
-        self._host.record_event("unload_started", instance=managed.instance.id, model=model)
-        self._before_stop(managed.instance)
-        await managed.runner.stop()
+        self._after_stop(managed.instance)
+        self._host.record_event("instance_unloaded", instance=managed.instance.id, model=model)
+        return True
+
+    async def _drain(self, managed: ManagedInstance, stop: Stop) -> bool:
+        """Return whether the instance can be stopped now."""
+        serving = managed.instance.state is InstanceState.READY
+        if not serving or (stop.force and stop.deadline <= self._clock.monotonic()):
+            return True
+        self._host.update(advance(managed.instance, InstanceState.DRAINING))
+        idle = await wait_until_idle(
+            self._clock, lambda: stop.deadline, lambda: self._inflight.refresh(managed)
+        )
+        if idle or stop.force or managed.instance.state is not InstanceState.DRAINING:
+            return True
+        self._host.update(advance(managed.instance, InstanceState.READY))
+        return False
+
+    async def _stop(self, managed: ManagedInstance) -> None:
+        """Stop the engine, and try again until that has succeeded: its memory is not free before."""
+        if managed.instance.state is not InstanceState.STOPPING:
+            self._host.update(advance(managed.instance, InstanceState.STOPPING))
+        instance = managed.instance
+        self._host.record_event(
+            "unload_started", instance=instance.id, model=instance.spec.model_id
+        )
+        self._before_stop(instance)
+        for failures in itertools.count(1):
+            try:
+                await managed.runner.stop()
+                break
+            except Exception as error:  # noqa: BLE001 - whatever it is, such as a lack of descriptors, can pass
+                with contextlib.suppress(Exception):
+                    self._host.record_event(
+                        "engine_stop_failed", logging.ERROR, instance=instance.id, reason=error
+                    )
+                await asyncio.sleep(_RETRY_BACKOFF.delay_s(failures))
         if any(managed.instance.measured_mb):
             await wait_until_freed(
                 self._clock, lambda: self._measure_free_mb(managed.instance.devices)
             )
         else:
             await self._host.measure()
-        self._after_stop(managed.instance)
-        self._host.record_event("instance_unloaded", instance=managed.instance.id, model=model)
-        return True
 
     async def _measure_free_mb(self, devices: Sequence[int]) -> list[int]:
         await self._host.measure()
@@ -98,20 +138,19 @@ class Unloader:
 
 
 async def wait_until_idle(
-    clock: Clock, timeout_s: float, in_flight: Callable[[], Awaitable[int | None]]
+    clock: Clock, deadline: Callable[[], float], in_flight: Callable[[], Awaitable[int | None]]
 ) -> bool:
-    """Wait until an engine has no requests in flight; return False if it is still busy at the timeout.
+    """Wait until an engine has no requests in flight; return False if it is still busy at the deadline.
 
     Two consecutive polls must agree, because a request can be on its way in. An engine that reports no count is
     treated as idle.
     """
-    deadline = clock.monotonic() + timeout_s
     idle_polls = 0
     while True:
         idle_polls = 0 if await in_flight() else idle_polls + 1
         if idle_polls == _IDLE_POLLS:
             return True
-        if not idle_polls and clock.monotonic() >= deadline:
+        if not idle_polls and clock.monotonic() >= deadline():
             return False
         await asyncio.sleep(_IDLE_POLL_S)
 

@@ -11,6 +11,7 @@ nodes of a graph; its location varies, so its command has no default.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -289,7 +290,8 @@ def _fill_text(text: str, values: Mapping[str, str | None]) -> str:
 def sum_series(metrics: str, names: Sequence[str]) -> int:
     """Return the sum of Prometheus series over all labels; values that are not finite numbers are ignored."""
     samples = ((m[1], m[2]) for m in _SAMPLE.finditer(metrics))
-    return round(sum(float(value) for name, value in samples if name in names))
+    values = (float(value) for name, value in samples if name in names)
+    return round(sum(value for value in values if math.isfinite(value)))
 
 
 def _check_command(name: str, template: Sequence[str], example: Sequence[str]) -> None:

@@ -16,6 +16,26 @@ from neuron_server.state_store import EngineRecord
 
 
 @dataclass(slots=True)
+class Stop:
+    """A stop of an instance that is under way.
+
+    Attributes:
+        deadline: when its requests have had enough time, in monotonic seconds.
+        force: it is stopped then even if there are requests left.
+        task: returns whether the instance was stopped.
+    """
+
+    deadline: float
+    force: bool
+    task: asyncio.Task[bool] | None = None
+
+    def tighten(self, deadline: float, *, force: bool) -> None:
+        """Apply a further request to stop the instance: the earlier deadline holds, and force remains."""
+        self.deadline = min(self.deadline, deadline)
+        self.force = self.force or force
+
+
+@dataclass(slots=True)
 class ManagedInstance:
     """An instance with its runner and harness.
 
@@ -24,14 +44,14 @@ class ManagedInstance:
         runner: loads, watches and stops it.
         entry: its harness, with settings.
         saved: its record on disk, if there is one.
-        stopping: the task that stops it, once requested; its result is whether the instance was stopped.
+        stop: its stop, once requested.
     """
 
     instance: Instance
     runner: Runner
     entry: RegistryEntry
     saved: EngineRecord | None = None
-    stopping: asyncio.Task[bool] | None = None
+    stop: Stop | None = None
 
 
 class InstanceRegistry:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from cortex_common.backoff import Backoff
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import CortexError, LoadFailed, UpstreamTimeout
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 _PROBE_INTERVAL_S = (0.05, 0.5)
 """Seconds between probes of a loading engine: the first, and the longest."""
 _PORT_ATTEMPTS = 3
+_RETRY_BACKOFF = Backoff(initial_s=0.2, max_s=10.0)
 _LOG_TAIL_LINES = 500
 """Enough for vLLM, which prints an error and its stack once per process that it passes through, the cause first."""
 _MAX_FAILED_PROBES = 3
@@ -183,8 +186,20 @@ class EngineRunner:
             await self._fail(f"internal error: {error!r}")
 
     async def _fail(self, reason: str) -> None:
-        await self._stop_engine()
-        await self._host.measure()  # the failure is published together with the freed memory
+        """Stop the engine and mark the instance as failed, however long what prevents that lasts."""
+        for failures in itertools.count(1):
+            try:
+                await self._stop_engine()
+                await (
+                    self._host.measure()
+                )  # the failure is published together with the freed memory
+                break
+            except Exception as error:  # noqa: BLE001 - such as a lack of file descriptors, which can pass
+                with contextlib.suppress(Exception):
+                    self._host.record_event(
+                        "engine_stop_failed", logging.ERROR, instance=self.id, reason=error
+                    )
+                await asyncio.sleep(_RETRY_BACKOFF.delay_s(failures))
         instance = advance(self._host.current(self.id), InstanceState.FAILED, error=reason)
         self._host.record_event("instance_failed", logging.WARNING, instance=self.id, reason=reason)
         self._host.update(instance)

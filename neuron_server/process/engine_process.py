@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from neuron_server.process.process_table import (
 
 KILL_INTERVAL_S = 0.05
 KILL_TIMEOUT_S = 5.0
+_POLL_INTERVAL_S = 0.2
+_NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM})
+"""Errors of a kernel before Linux 5.3, and of sandboxes that forbid the system call."""
 
 
 class EngineProcess:
@@ -63,7 +67,9 @@ class EngineProcess:
         self._child = child
         self._cgroup = cgroup
         self._ended = asyncio.Event()
-        self._open_pidfd()
+        self._pidfd: int | None = None
+        self._poll: asyncio.TimerHandle | None = None
+        self._watch()
 
     def pids(self, table: ProcessTable) -> frozenset[int]:
         """Return its live processes: those of its process tree and of its cgroup."""
@@ -90,10 +96,12 @@ class EngineProcess:
             stop_signal: signal that asks the engine to end.
             timeout_s: seconds until it is killed.
         """
-        before = self.pids(read_table())
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                pidfd_send_signal(self._pidfd, stop_signal)
+        try:
+            before = self.pids(read_table())
+        except OSError:  # without descriptors the leader can still be signalled
+            before = frozenset()
+        if self.alive:
+            self._signal(stop_signal)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), timeout_s)
         await self._kill_remaining(before)
@@ -102,20 +110,51 @@ class EngineProcess:
         """Stop watching an engine that will outlive this neuron."""
         if self._child is not None and self.alive:
             self._child.returncode = 0  # tells Popen that the child will not be waited for
-        self._close_pidfd()
+        self._unwatch()
 
-    def _open_pidfd(self) -> None:
-        self._pidfd: int | None = pidfd_open(self.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
+    def _watch(self) -> None:
+        """Notice the end of the leader: through a pidfd, or by looking where those are missing or forbidden."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._pidfd = pidfd_open(self.pid)
+        except OSError as error:
+            if error.errno not in _NO_PIDFD:
+                raise
+            self._poll = loop.call_later(_POLL_INTERVAL_S, self._look)
+        else:
+            loop.add_reader(self._pidfd, self._on_end)
 
-    def _close_pidfd(self) -> None:
+    def _look(self) -> None:
+        if self._is_running():
+            loop = asyncio.get_running_loop()
+            self._poll = loop.call_later(_POLL_INTERVAL_S, self._look)
+        else:
+            self._on_end()
+
+    def _is_running(self) -> bool:
+        process = read_process(self.pid)
+        same = process is not None and process.started_ticks == self.started_ticks
+        return same and process is not None and not process.zombie
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the leader, and never to another process that reuses its pid."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd is not None:
+                pidfd_send_signal(self._pidfd, number)
+            elif self._is_running():
+                os.kill(self.pid, number)
+
+    def _unwatch(self) -> None:
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
 
     def _on_end(self) -> None:
-        self._close_pidfd()
+        self._unwatch()
         if self._child is not None:
             self.status = self._child.wait()
         self.oom_kills = oom_kills() - self._oom_kills_before

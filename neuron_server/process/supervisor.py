@@ -142,11 +142,16 @@ class Supervisor:
                     cgroup.remove()
                 reason = getattr(error, "strerror", None) or error
                 raise LoadFailed(f"can't start {launch.argv[0]}: {reason}") from error
-        process = read_process(child.pid)
-        assert process is not None, "an unreaped child has an entry"
-        return EngineProcess(
-            child.pid, process.started_ticks, _marker(instance), child=child, cgroup=cgroup
-        )
+        try:
+            process = read_process(child.pid)
+            if process is None:
+                raise ProcessLookupError(f"/proc does not show process {child.pid}")
+            return EngineProcess(
+                child.pid, process.started_ticks, _marker(instance), child=child, cgroup=cgroup
+            )
+        except OSError as error:  # such as a lack of file descriptors: an engine that nobody watches must not stay
+            _kill_group(child, cgroup)
+            raise LoadFailed(f"can't watch {launch.argv[0]}: {error}") from error
 
     def adopt(self, pid: int, started_ticks: int, instance: str) -> EngineProcess | None:
         """Adopt an engine that another neuron started; return None if it has ended."""
@@ -227,6 +232,14 @@ def _create_cgroup(
         os.write(procs, b"0")
 
     return join
+
+
+def _kill_group(child: subprocess.Popen[bytes], cgroup: EngineCgroup | None) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if cgroup is not None:
+        cgroup.kill()
+    child.wait()
 
 
 def _marker(instance: str) -> str:

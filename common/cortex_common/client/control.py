@@ -89,7 +89,12 @@ class EventCursor:
 
     def advance(self, event_id: str) -> None:
         """Take the id of an event; one that can't be sent back in a header is ignored."""
-        if event_id and event_id.isascii() and event_id.isprintable() and len(event_id) <= _MAX_ID_LENGTH:
+        if (
+            event_id
+            and event_id.isascii()
+            and event_id.isprintable()
+            and len(event_id) <= _MAX_ID_LENGTH
+        ):
             self.last_id = event_id
 
 

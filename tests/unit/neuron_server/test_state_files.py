@@ -241,13 +241,13 @@ async def test_an_engine_is_idle_after_two_idle_polls():
     async def in_flight() -> int | None:
         return next(counts)
 
-    assert await wait_until_idle(clock, 60.0, in_flight)
+    assert await wait_until_idle(clock, lambda: clock.monotonic() + 60.0, in_flight)
     assert next(counts) == 5
 
     async def unknown() -> int | None:
         return None
 
-    assert await wait_until_idle(clock, 0.0, unknown)
+    assert await wait_until_idle(clock, clock.monotonic, unknown)
 
 
 async def test_an_unload_waits_while_free_memory_rises():
