@@ -295,6 +295,6 @@ class NodeStatus(WireModel):
     node_id: Name = ""
     directives: Annotated[tuple[Directive, ...], Field(max_length=10_000)] = ()
 
-    _keep_readable = field_validator(
-        "models", "attached", "failures", "directives", mode="wrap"
-    )(keep_readable)
+    _keep_readable = field_validator("models", "attached", "failures", "directives", mode="wrap")(
+        keep_readable
+    )
