@@ -18,6 +18,7 @@ from cortex_common.schema.instances import (
     ModelInfo,
     NodeStatus,
 )
+from cortex_common.supervision import TaskFailures
 from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Metrics
 from generator.text import page, sentence, table
@@ -40,6 +41,7 @@ LABELS = {
     "version": "version of cortex",
     "instance": "id of the instance",
     "file": "path of the file that contains the certificate",
+    "task": "name of the background task",
 }
 _ABOUT = """The gateway serves these metrics on `metrics_listen` of [`[gateway]`](gateway-settings.md), by default
 `http://127.0.0.1:9100/metrics`. [Grafana](../guides/grafana.md) describes how to scrape and plot them. Names of
@@ -98,5 +100,7 @@ def _neuron_families() -> Iterator[Metric]:
         failures=(EngineFailures(info.id, "crash", 1),),
     )
     yield from text_string_to_metric_families(
-        exposition(status, (Certificate(file="", expires_at=0.0),), ()).decode()
+        exposition(
+            status, (Certificate(file="", expires_at=0.0),), (TaskFailures("", 1, "", 0.0),)
+        ).decode()
     )
