@@ -285,13 +285,17 @@ class Choice(Struct):
     message: AssistantMessage | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    matched_stop: str | int | None = None
     stopping_word: str | None = None
 
     @property
     def stop_sequence(self) -> str | None:
-        """The stop string that was matched, if the engine reports it; an integer is a token id, not a string."""
-        matched = self.stop_reason if isinstance(self.stop_reason, str) else self.stopping_word
-        return matched or None
+        """The stop string that was matched, if the engine reports it; an integer is a token id, not a string.
+
+        vLLM reports it as `stop_reason`, SGLang as `matched_stop`, llama.cpp as `stopping_word`.
+        """
+        reported = (self.stop_reason, self.matched_stop, self.stopping_word)
+        return next((word for word in reported if isinstance(word, str) and word), None)
 
 
 class ChatCompletion(Struct):

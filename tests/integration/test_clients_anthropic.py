@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Any
 
 import httpx
 import pytest
@@ -32,6 +33,7 @@ from cortex_common.schema.engine_traits import EngineTraits
 WEATHER = {"name": "weather", "input_schema": SCHEMA}
 REQUEST = {"model": "m", "max_tokens": 99, "messages": MESSAGES}
 NO_CANCEL = EngineTraits(cancels_unstreamed=False)
+THINKING: Any = {"type": "adaptive"}
 TRUNCATED_STREAM = sse_stream(chunk({"content": "It is"}), done=False)
 OUT_OF_MEMORY_STREAM = (
     TRUNCATED_STREAM
@@ -70,7 +72,7 @@ async def test_stream_with_thinking_and_parallel_calls() -> None:
         running_proxy({"m": engine.url}) as rig,
         anthropic_client(rig.url) as sdk,
     ):
-        async with sdk.messages.stream(**REQUEST, tools=[WEATHER]) as stream:
+        async with sdk.messages.stream(**REQUEST, tools=[WEATHER], thinking=THINKING) as stream:
             text = "".join([piece async for piece in stream.text_stream])
             message = await stream.get_final_message()
             assert stream.request_id
@@ -94,7 +96,7 @@ async def test_unstreamed_message() -> None:
         running_proxy({"m": engine.url}) as rig,
         anthropic_client(rig.url) as sdk,
     ):
-        message = await sdk.messages.create(**REQUEST, tools=[WEATHER])
+        message = await sdk.messages.create(**REQUEST, tools=[WEATHER], thinking=THINKING)
     check_mixed_message(message)
     assert message._request_id
 

@@ -42,7 +42,7 @@ class ScriptedNeuron:
                     id=ModelId(model),
                     harness="scripted",
                     status=InstanceState.READY,
-                    instance_id=InstanceId(f"{model}-0"),
+                    instance_id=InstanceId(f"{model.replace('/', '-')}-0"),
                     url=url,
                     parallel=512,
                 )

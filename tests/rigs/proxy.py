@@ -140,7 +140,7 @@ async def running_proxy(
     rig.report(
         "n1",
         *(
-            ready(f"{model}-{number}", model, url)
+            ready(f"{model.replace('/', '-')}-{number}", model, url)
             for model, urls in engines.items()
             for number, url in enumerate([urls] if isinstance(urls, str) else urls)
         ),

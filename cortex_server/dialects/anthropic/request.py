@@ -93,6 +93,11 @@ class MessagesRequest(Struct):
     stream: bool | None = None
 
     @property
+    def shows_thinking(self) -> bool:
+        """Whether the client asked for thinking blocks."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
     def user(self) -> str | None:
         """The user id: a key for sending the turns of a conversation to the same instance."""
         return self.metadata.user_id if self.metadata else None

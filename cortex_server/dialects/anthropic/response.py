@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -76,6 +76,9 @@ def to_message(
     model: str,
     call_ids: Collection[str] = (),
     only_first_call: bool = False,
+    shows_thinking: bool = True,
+    stop_sequences: Sequence[str] = (),
+    prompt_tokens: int = 0,
 ) -> bytes:
     """Translate an unstreamed chat completion to a message.
 
@@ -85,6 +88,9 @@ def to_message(
         model: the name that the client sent.
         call_ids: see `TranslatedRequest`.
         only_first_call: see `TranslatedRequest`.
+        shows_thinking: whether the client asked for thinking.
+        stop_sequences: those that the client asked for.
+        prompt_tokens: an estimate, for engines that report no usage.
 
     Raises:
         CortexError: the body is an error of the engine, or not a chat completion.
@@ -94,34 +100,51 @@ def to_message(
     ids = ToolCallIds(call_ids, message_id, "toolu")
     calls = (message.tool_calls or [])[: 1 if only_first_call else None]
     tool_uses = [_tool_use(call, ids) for call in calls]
+    stop_sequence = matched_stop_sequence(
+        choice.stop_sequence, choice.finish_reason, stop_sequences
+    )
     stop_reason = to_stop_reason(
         choice.finish_reason,
         has_tool_calls=bool(tool_uses),
         refused=bool(message.refusal),
-        stop_sequence=choice.stop_sequence,
+        stop_sequence=stop_sequence,
     )
+    texts = _text_blocks(message, shows_thinking=shows_thinking)
     response = MessageResponse(
         id=message_id,
         role="assistant",
         model=model,
         # At least one block, even if empty, because clients read content[0].
-        content=[*_text_blocks(message), *tool_uses] or [TextBlock("")],
+        content=[*texts, *tool_uses] or [TextBlock("")],
         stop_reason=stop_reason,
-        stop_sequence=choice.stop_sequence if stop_reason == "stop_sequence" else None,
-        usage=to_usage(usage),
+        stop_sequence=stop_sequence if stop_reason == "stop_sequence" else None,
+        usage=to_usage(usage, prompt_tokens),
     )
     return msgspec.json.encode(response)
 
 
-def to_usage(usage: Usage | None) -> MessagesUsage:
-    """Translate an engine's usage; all counts are zero if it reported none."""
+def to_usage(usage: Usage | None, prompt_tokens: int = 0) -> MessagesUsage:
+    """Translate an engine's usage; if it reported none, the input is an estimate and the output is zero."""
     if usage is None:
-        return MessagesUsage()
+        return MessagesUsage(input_tokens=prompt_tokens)
     return MessagesUsage(
         input_tokens=usage.prompt - usage.cached,
         output_tokens=usage.completion,
         cache_read_input_tokens=usage.cached,
     )
+
+
+def matched_stop_sequence(
+    reported: str | None, finish_reason: str | None, asked: Sequence[str]
+) -> str | None:
+    """Return the stop sequence that ended a response, if it can be known.
+
+    It must be one that the client asked for: engines also report those of the model's chat template. Where an engine
+    says only that there was one (text-generation-inference), it is known if the client asked for no other.
+    """
+    if reported in asked:
+        return reported
+    return asked[0] if finish_reason == "stop_sequence" and len(asked) == 1 else None
 
 
 def to_stop_reason(
@@ -141,8 +164,8 @@ def to_stop_reason(
     return "stop_sequence" if stop_sequence is not None else "end_turn"
 
 
-def _text_blocks(message: AssistantMessage) -> Iterator[Block]:
-    if message.reasoning_text:
+def _text_blocks(message: AssistantMessage, *, shows_thinking: bool) -> Iterator[Block]:
+    if message.reasoning_text and shows_thinking:
         yield ThinkingBlock(message.reasoning_text, SIGNATURE)
     if message.text:
         yield TextBlock(message.text)

@@ -10,7 +10,7 @@ stream at any point.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -29,6 +29,7 @@ from cortex_server.dialects.anthropic.response import (
     TextBlock,
     ThinkingBlock,
     ToolUseBlock,
+    matched_stop_sequence,
     to_stop_reason,
     to_usage,
 )
@@ -37,6 +38,8 @@ from cortex_server.dialects.tool_calls import ToolCallIds
 
 _encode = msgspec.json.encode
 _PING = write_event("ping", b'{"type":"ping"}')
+_PIECES_PER_PING = 64
+"""Pieces of thinking that is not shown, about one per token, between two pings."""
 
 
 class _MessageStart(Struct, tag_field="type", tag="message_start"):
@@ -70,6 +73,8 @@ class MessagesStreamWriter(StreamWriter):
         call_ids: Collection[str] = (),
         only_first_call: bool = False,
         prompt_tokens: int = 0,
+        shows_thinking: bool = True,
+        stop_sequences: Sequence[str] = (),
     ) -> None:
         """Start a stream.
 
@@ -79,19 +84,31 @@ class MessagesStreamWriter(StreamWriter):
             request_id: the request id in error events.
             call_ids: see `TranslatedRequest`.
             only_first_call: see `TranslatedRequest`.
-            prompt_tokens: an estimate, for the error about a prompt that is too long.
+            prompt_tokens: an estimate, for the start of the stream, for engines that report no usage, and for the
+                error about a prompt that is too long.
+            shows_thinking: whether the client asked for thinking. If not, it gets pings meanwhile.
+            stop_sequences: those that the client asked for.
         """
         super().__init__(only_first_call=only_first_call)
         self._message_id = message_id
         self._model = model
         self._request_id = request_id
         self._prompt_tokens = prompt_tokens
+        self._shows_thinking = shows_thinking
+        self._stop_sequences = stop_sequences
+        self._hidden = 0  # pieces of thinking that were not shown
         self._ids = ToolCallIds(call_ids, message_id, "toolu")
         self._open_block: Literal["text", "thinking", "tool_use"] | None = None
         self._index = -1
 
     @override
     def on_reasoning(self, text: str) -> None:
+        if not self._shows_thinking:
+            if self._hidden % _PIECES_PER_PING == 0:
+                self._start()
+                self._write_ping()
+            self._hidden += 1
+            return
         if self._open_block != "thinking":
             self._start_block("thinking", ThinkingBlock("", ""))
         self._write_delta(b'"thinking_delta","thinking":', text)
@@ -113,9 +130,8 @@ class MessagesStreamWriter(StreamWriter):
 
     @override
     def _write_start(self) -> None:
-        empty = MessageResponse(
-            self._message_id, "assistant", self._model, [], None, None, MessagesUsage()
-        )
+        usage = MessagesUsage(input_tokens=self._prompt_tokens)
+        empty = MessageResponse(self._message_id, "assistant", self._model, [], None, None, usage)
         self._write_event("message_start", _MessageStart(empty))
 
     @override
@@ -126,14 +142,18 @@ class MessagesStreamWriter(StreamWriter):
     def _write_end(self) -> None:
         reader = self._reader
         self._stop_block()
+        matched = matched_stop_sequence(
+            reader.stop_sequence, reader.finish_reason, self._stop_sequences
+        )
         reason = to_stop_reason(
             reader.finish_reason,
             has_tool_calls=reader.has_tool_calls,
             refused=reader.refused,
-            stop_sequence=reader.stop_sequence,
+            stop_sequence=matched,
         )
-        stop_sequence = reader.stop_sequence if reason == "stop_sequence" else None
-        delta = _MessageDelta(_Delta(reason, stop_sequence), to_usage(reader.usage))
+        stop_sequence = matched if reason == "stop_sequence" else None
+        usage = to_usage(reader.usage, self._prompt_tokens)
+        delta = _MessageDelta(_Delta(reason, stop_sequence), usage)
         self._write_event("message_delta", delta)
         self._out += write_event("message_stop", b'{"type":"message_stop"}')
 

@@ -42,6 +42,8 @@ class MessagesAdapter(TranslatingAdapter):
             call_ids=translated.call_ids,
             only_first_call=translated.only_first_call,
             prompt_tokens=tokens.estimate(translated.body),
+            shows_thinking=self._request.shows_thinking,
+            stop_sequences=self._request.stop_sequences or (),
         )
 
     def _translate_body(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
@@ -51,6 +53,9 @@ class MessagesAdapter(TranslatingAdapter):
             model=self.name,
             call_ids=translated.call_ids,
             only_first_call=translated.only_first_call,
+            shows_thinking=self._request.shows_thinking,
+            stop_sequences=self._request.stop_sequences or (),
+            prompt_tokens=tokens.estimate(translated.body),
         )
 
     @override

@@ -28,6 +28,7 @@ from cortex_common.errors import (
 )
 from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.anthropic.models import ServedModel, encode_model, encode_model_page
+from cortex_server.dialects.anthropic.request import parse_request
 from cortex_server.dialects.anthropic.response import to_message
 from cortex_server.dialects.engine_errors import error_from_event, error_from_response
 from cortex_server.dialects.openai_errors import engine_error_response
@@ -43,10 +44,12 @@ def _completion(message: dict[str, Any], finish: str | None = "stop", **more: An
 def _message(message: dict[str, Any], finish: str | None = "stop", **more: Any) -> dict[str, Any]:
     call_ids = more.pop("call_ids", ())
     only_first = more.pop("only_first_call", False)
+    asked = {k: more.pop(k) for k in ("shows_thinking", "stop_sequences") if k in more}
     body = to_message(
         _completion(message, finish, **more),
         message_id="msg_1",
         model="claude-x",
+        **asked,
         call_ids=call_ids,
         only_first_call=only_first,
     )
@@ -99,6 +102,35 @@ def test_blocks_are_ordered_and_not_empty(message: dict[str, Any], kinds: list[s
     assert [block["type"] for block in _message(message)["content"]] == kinds
 
 
+def test_thinking_is_for_those_who_asked_for_it() -> None:
+    """Others get the answer only."""
+    message = {"content": "t", "reasoning_content": "r"}
+    found = _message(message, shows_thinking=False)["content"]
+    assert found == [{"type": "text", "text": "t"}]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "shown"),
+    [
+        (None, False),
+        ({"type": "disabled"}, False),
+        ({"type": "enabled", "budget_tokens": 1024}, True),
+        ({"type": "adaptive", "display": "omitted"}, True),
+    ],
+)
+def test_client_asks_for_thinking(thinking: dict[str, Any] | None, shown: bool) -> None:
+    """Claude Code asks with "adaptive"."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "thinking": thinking}
+    assert parse_request(json.dumps(body).encode()).shows_thinking is shown
+
+
+def test_estimate_takes_the_place_of_missing_usage() -> None:
+    """Clients show the size of the prompt from it."""
+    body = json.dumps({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]})
+    found = json.loads(to_message(body.encode(), message_id="m", model="m", prompt_tokens=42))
+    assert found["usage"]["input_tokens"] == 42
+
+
 def test_thinking_has_a_signature() -> None:
     """SDKs require one; clients send it back unchanged."""
     assert _message({"reasoning": "r"})["content"][0]["signature"] == "cortex"
@@ -135,6 +167,9 @@ def test_tool_input_is_always_an_object(arguments: Any, expected: dict[str, Any]
         ("stop", {"refusal": "no"}, {}, ("refusal", None)),
         ("stop", {"content": "a"}, {"stop_reason": "END"}, ("stop_sequence", "END")),
         ("stop", {"content": "a"}, {"stopping_word": "END"}, ("stop_sequence", "END")),
+        ("stop", {"content": "a"}, {"matched_stop": "END"}, ("stop_sequence", "END")),
+        ("stop_sequence", {"content": "a"}, {}, ("stop_sequence", "END")),
+        ("stop", {"content": "a"}, {"stop_reason": "<|im_end|>"}, ("end_turn", None)),
         ("stop", {"content": "a"}, {"stop_reason": 128009}, ("end_turn", None)),
         ("stop", {"tool_calls": [_call("{}")]}, {"stop_reason": "END"}, ("tool_use", None)),
     ],
@@ -145,8 +180,8 @@ def test_stop_reason(
     choice: dict[str, Any],
     expected: tuple[str, str | None],
 ) -> None:
-    """Length takes precedence over calls, calls over stop; a stop string is reported only if the engine names it."""
-    found = _message(message, finish, choice=choice)
+    """Length takes precedence over calls, calls over stop; a stop string is reported if it can be known."""
+    found = _message(message, finish, choice=choice, stop_sequences=["END"])
     assert (found["stop_reason"], found["stop_sequence"]) == expected
 
 

@@ -455,9 +455,29 @@ def test_stop_sequence_is_reported_if_the_engine_names_it() -> None:
     token = chunk({"content": "a"}) | {
         "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": 7}]
     }
-    parsed = _translate(sse_stream(named))[0]
-    assert (parsed.stop, parsed.stop_sequence) == ("stop_sequence", "END")
-    assert _translate(sse_stream(token))[0].stop == "end_turn"
+    for engine, expected in ((named, ("stop_sequence", "END")), (token, ("end_turn", None))):
+        stream = _messages(stop_sequences=["END"])
+        parsed = parse_messages_stream(run_translator(stream.feed, stream.end, sse_stream(engine)))
+        assert (parsed.stop, parsed.stop_sequence) == expected
+
+
+def test_hidden_thinking_keeps_the_stream_alive() -> None:
+    """A client that did not ask for thinking gets pings until the answer begins, one per 64 pieces."""
+    stream = _messages(shows_thinking=False)
+    thinking = [chunk({"reasoning_content": "r"})] * 130
+    data = sse_stream(*thinking, chunk({"content": "a"}), _STOP)
+    out = run_translator(stream.feed, stream.end, data)
+    assert parse_messages_stream(out).blocks == [("text", "a", ())]
+    assert out.count(b"event: ping") == 3
+
+
+def test_message_start_has_an_estimate_of_the_input() -> None:
+    """Engines report usage at the end; without it, the estimate is all there is."""
+    stream = _messages(prompt_tokens=42)
+    out = run_translator(stream.feed, stream.end, sse_stream(chunk({"content": "a"}), _STOP))
+    start = json.loads(parse_events(out)[0].data)
+    assert start["message"]["usage"]["input_tokens"] == 42
+    assert parse_messages_stream(out).usage["input_tokens"] == 42
 
 
 def test_call_ids_are_unique_in_the_conversation() -> None:
