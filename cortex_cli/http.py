@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -58,19 +58,21 @@ class EventStream:
 
     Attributes:
         headers: headers of the response.
+        on_comment: called with the text of each comment.
         longest_silence_s: longest time in seconds without a byte so far, including the time to the response.
     """
 
     def __init__(self, response: httpx.Response, sent_at: float) -> None:
         self.headers = response.headers
+        self.on_comment: Callable[[str], None] = lambda _comment: None
         self.longest_silence_s = 0.0
         self._response = response
         self._sent_at = self._last_byte_at = sent_at
         self._mark_byte()
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
-        """Yield the events, without comments."""
-        parser = SseParser()
+        """Yield the events; comments are passed to `on_comment`."""
+        parser = SseParser(on_comment=lambda text: self.on_comment(text.decode("utf-8", "replace")))
         async for chunk in self._response.aiter_bytes():
             self._mark_byte()
             for event in parser.feed(chunk):

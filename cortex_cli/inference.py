@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -93,13 +93,19 @@ class Inference:
         await self._http.__aexit__(exc_type, exc, traceback)
 
     async def chat(
-        self, model: str, messages: Sequence[Message], **options: float | str | None
+        self,
+        model: str,
+        messages: Sequence[Message],
+        on_progress: Callable[[str], None] = lambda _text: None,
+        **options: float | str | None,
     ) -> AsyncIterator[ChatChunk]:
         """Stream a response.
 
         Args:
             model: name or alias.
             messages: the conversation.
+            on_progress: called with what a request waits for before its response, such as "loading on beast, about
+                12 s to go".
             options: further fields of the request, such as temperature and max_tokens; None leaves a field out.
 
         Raises:
@@ -115,6 +121,7 @@ class Inference:
         }
         try:
             async with self._http.stream(_PATH, body) as stream:
+                stream.on_comment = on_progress
                 async for event in stream:
                     if event.data == b"[DONE]":
                         return

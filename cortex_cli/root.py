@@ -66,6 +66,21 @@ COMMANDS = {
 }
 
 
+COMMANDS_OF_OTHERS = {
+    "deploy": "models load",
+    "launch": "serve",
+    "list": "models ls",
+    "ls": "models ls",
+    "pull": "models load",
+    "rm": "models unload",
+    "run": "chat",
+    "show": "models describe",
+    "start": "models load",
+    "stop": "models unload",
+}
+"""Commands of similar programs (ollama, docker, llama-swap), with the command of cortex that does the same."""
+
+
 class RootGroup(typer.core.TyperGroup):
     """The command group `cortex`, which imports its commands on use."""
 
@@ -83,6 +98,8 @@ class RootGroup(typer.core.TyperGroup):
         return command
 
     def _suggestion(self, ctx: Any, name: str) -> str:
+        if name in COMMANDS_OF_OTHERS:
+            return f"; did you mean `cortex {COMMANDS_OF_OTHERS[name]}`?"
         groups = ((entry, self.get_command(ctx, entry)) for entry in COMMANDS)
         subcommands = [
             f"{e} {name}" for e, group in groups if name in getattr(group, "commands", ())
@@ -109,6 +126,14 @@ app = typer.Typer(
 )
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        from cortex_common import __version__
+
+        typer.echo(f"cortex {__version__}")
+        raise typer.Exit
+
+
 @app.callback(epilog="Try it without a GPU: `cortex demo`. Exit codes: `cortex help exit-codes`.")
 def root(
     *,
@@ -121,6 +146,12 @@ def root(
             "--gateway", "-g", metavar="URL|CONTEXT", help="Gateway to use, for every command"
         ),
     ] = None,
+    version: Annotated[  # noqa: ARG001 - `_print_version` exits
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit"
+        ),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors")] = False,  # noqa: ARG001 - see `main`
 ) -> None:
     """Run and operate a private fleet of GPU hosts as one inference service."""

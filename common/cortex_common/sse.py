@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
@@ -100,13 +101,19 @@ class SseParser:
 
     Args:
         max_bytes: length of the longest event that is collected.
+        on_comment: called with the text of each comment; None to ignore comments.
     """
 
-    __slots__ = ("_at_start", "_buffer")
+    __slots__ = ("_at_start", "_buffer", "_on_comment")
 
-    def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
+    def __init__(
+        self,
+        max_bytes: int = MAX_EVENT_BYTES,
+        on_comment: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._buffer = EventBuffer(max_bytes)
         self._at_start = True
+        self._on_comment = on_comment
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """Return the events that these bytes complete, in order.
@@ -132,6 +139,11 @@ class SseParser:
         if data.startswith(b"data: ") and data.endswith(b"\n\n") and data.count(b"\n") == 2:
             return [SseEvent("", data[6:-2])]  # one event, as most reads of a live stream are
         blocks = data.split(b"\n\n")
+        if self._on_comment is not None:
+            for block in blocks:
+                for line in block.split(b"\n"):
+                    if line.startswith(b":"):
+                        self._on_comment(line[1:].strip())
         return [event for block in blocks if (event := parse_block(block)) is not None]
 
 

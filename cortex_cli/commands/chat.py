@@ -12,17 +12,18 @@ from typing import Annotated
 import typer
 
 from cortex_cli import completion, options
+from cortex_cli.chat.conversation import Conversation
+from cortex_cli.chat.prompt import prompt_for_terminal
+from cortex_cli.chat.session import ChatSession
 from cortex_cli.client import GatewayTarget, fetch_fleet, run, target
-from cortex_cli.inference import ChatChunk, Inference, Message
+from cortex_cli.inference import Inference
 from cortex_cli.options import single_command
-from cortex_cli.output import notify, stderr_paint
+from cortex_cli.output import notify
+from cortex_cli.render.table import printable
 from cortex_common.errors import ModelNotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelState
-from cortex_common.units import format_duration
 
 app = single_command()
-
-_MIN_TOKENS_FOR_RATE = 10
 
 
 @app.command(
@@ -61,8 +62,8 @@ def chat(
     where = target(gateway, os.environ)
     question = _question(prompt, file)
     settings = {"temperature": temperature, "max_tokens": max_tokens}
-    history = [Message(role="system", content=system)] if system else []
-    run(_chat(where, gateway, model, history, question, settings, stats=stats))
+    conversation = Conversation(model or "", system or "")
+    run(_chat(where, gateway, conversation, question, settings, stats=stats))
 
 
 def _question(prompt: list[str] | None, file: Path | None) -> str | None:
@@ -109,72 +110,18 @@ def pick_model(fleet: FleetSnapshot) -> str:
 async def _chat(
     where: GatewayTarget,
     gateway: str | None,
-    model: str | None,
-    history: list[Message],
+    conversation: Conversation,
     question: str | None,
     settings: dict[str, float | None],
     *,
     stats: bool,
 ) -> None:
-    if model is None:
-        model = pick_model(await fetch_fleet(gateway))
-        notify(f"using {model}")
+    if not conversation.model:
+        conversation.model = pick_model(await fetch_fleet(gateway))
+        notify(f"using {printable(conversation.model)}")
     async with Inference(where) as inference:
-        if question is not None:
-            messages = [*history, Message(role="user", content=question)]
-            await _complete(inference, model, messages, settings, stats=stats)
-            return
-        notify("end the conversation with an empty line or ctrl-d")
-        while line := _read_line():
-            history.append(Message(role="user", content=line))
-            answer = await _complete(inference, model, history, settings, stats=stats)
-            history.append(Message(role="assistant", content=answer))
-
-
-def _read_line() -> str:
-    # To stderr, because input() would write the prompt to stdout, between the data.
-    sys.stderr.write("> ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip()
-
-
-async def _complete(
-    inference: Inference,
-    model: str,
-    messages: list[Message],
-    settings: dict[str, float | None],
-    *,
-    stats: bool,
-) -> str:
-    """Write a response to stdout as it arrives, and return it."""
-    chunks: list[ChatChunk] = []
-    async for chunk in inference.chat(model, messages, **settings):
-        chunks.append(chunk)
-        if chunk.thinking:
-            sys.stderr.write(chunk.thinking)
-            sys.stderr.flush()
-        if chunk.text:
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if stats:
-        notify(stderr_paint().dim(stats_line(model, chunks)))
-    return "".join(chunk.text for chunk in chunks)
-
-
-def stats_line(model: str, chunks: list[ChatChunk]) -> str:
-    """Return model, node, tokens, time to the first token, and tokens per second of a response."""
-    content = [c for c in chunks if c.text or c.thinking]
-    usage = next((c.usage for c in reversed(chunks) if c.usage), None)
-    facts = [model]
-    if chunks and (node := chunks[0].headers.get("x-cortex-node")):
-        facts.append(f"on {node}")
-    count = usage.completion_tokens if usage else len(content)
-    facts.append(f"{count} tokens" if usage else f"{count} chunks")
-    if content:
-        first, last = content[0].at, content[-1].at
-        facts.append(f"first after {format_duration(first)}")
-        if last > first and count >= _MIN_TOKENS_FOR_RATE:
-            facts.append(f"{(count - 1) / (last - first):.1f}/s")
-    return ", ".join(facts)
+        session = ChatSession(inference, conversation, settings, statistics=stats)
+        if question is None:
+            await session.converse(prompt_for_terminal(os.environ))
+        else:
+            await session.answer_once(question)

@@ -13,10 +13,17 @@ Row = TypeVar("Row")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
+_CONTROL_EXCEPT_LAYOUT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
+
 
 def printable(text: str) -> str:
     """Return text on one line without control characters, because names and errors come from other hosts."""
     return _CONTROL.sub(" ", text).strip()
+
+
+def printable_text(text: str) -> str:
+    """Return text without control characters except line ends and tabs, so that it can't move the cursor or worse."""
+    return _CONTROL_EXCEPT_LAYOUT.sub("", text)
 
 
 def brief(text: str) -> str:

@@ -10,7 +10,8 @@ import pytest
 import typer.main
 from demo_fleet import cortex_here, environment
 
-from cortex_cli.root import COMMANDS, RootGroup, app
+from cortex_cli.root import COMMANDS, COMMANDS_OF_OTHERS, RootGroup, app
+from cortex_common import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +82,19 @@ def test_a_mistyped_command_suggests_the_nearest():
 
     assert done.returncode == 2
     assert "did you mean `cortex models`" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS_OF_OTHERS.items())
+def test_a_command_of_a_similar_program_suggests_ours(name: str, command: str):
+    """`cortex pull` and the like, which users of ollama type, suggest the command that does the same and exists."""
+    done = cortex_here(name, "m")
+    assert (done.returncode, f"did you mean `cortex {command}`?" in done.stderr) == (2, True)
+    assert cortex_here(*command.split(), "--help").returncode == 0
+
+
+def test_the_version_option_prints_one_line():
+    """`cortex --version` prints the version without contacting a gateway."""
+    assert cortex_here("--version").stdout == f"cortex {__version__}\n"
 
 
 def test_a_subcommand_without_its_group_is_suggested():

@@ -1,0 +1,1 @@
+"""`cortex chat`: the conversation, how responses are displayed, and the prompt."""
