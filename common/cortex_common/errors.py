@@ -330,7 +330,7 @@ def from_envelope(body: bytes, status: int, call: str) -> CortexError:
     """
     try:
         parsed = json.loads(body)["error"]
-        message, code = str(parsed["message"]), str(parsed["code"])
+        message, code = str(parsed["message"])[:_MAX_PARSED_LENGTH], str(parsed["code"])
     except (ValueError, KeyError, TypeError, RecursionError):
         text = body[:200].decode("utf-8", "replace").strip()
         return UpstreamFailed(f"{call} returned {status}: {text or 'empty body'}")
@@ -340,12 +340,15 @@ def from_envelope(body: bytes, status: int, call: str) -> CortexError:
     hints = parsed.get("hints")
     return cls(
         message,
-        hints=tuple(map(str, hints)) if isinstance(hints, list) else (),
+        hints=tuple(str(h)[:_MAX_PARSED_LENGTH] for h in hints[:20])
+        if isinstance(hints, list)
+        else (),
         param=parsed.get("param"),
         details={k: v for k, v in parsed.items() if k not in known},
     )
 
 
+_MAX_PARSED_LENGTH = 8000
 _MAX_COMPARED_LENGTH = 128
 _MAX_SCANNED_NAMES = 1000
 _MAX_COMPARED_CELLS = 30_000

@@ -12,6 +12,7 @@ from cortex_common import __version__
 from cortex_server.api import errors
 from cortex_server.api.anthropic import hello_router
 from cortex_server.api.auth_middleware import AuthMiddleware
+from cortex_server.api.body_limit import BodyLimitMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
@@ -34,6 +35,8 @@ def create_app(
     # A redirect would name the scheme and host that a reverse proxy used for its own request.
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
+    # Inside of AuthMiddleware: whether a request is allowed at all is decided before its body.
+    app.add_middleware(BodyLimitMiddleware, error_response=errors.error_response)
     app.add_middleware(
         AuthMiddleware,
         access_control=lambda: context().access_control,

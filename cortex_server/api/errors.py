@@ -10,8 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
+from cortex_common.errors import BadRequest, BodyTooLarge, CortexError, NotFound, envelope_bytes
 from cortex_server.api import anthropic
+from cortex_server.api.body_limit import control_body_too_large
 from cortex_server.proxy.headers import error_headers
 from cortex_server.proxy.routes import suggest_route
 
@@ -65,6 +66,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
             f"there is no route {path}", hints=["GET /openapi.json lists the routes"]
         )
         return error_response(not_found, request)
+    if error.status_code == BodyTooLarge.status:
+        return error_response(control_body_too_large(), request)
     if error.status_code == 405:
         return error_response(
             BadRequest(f"{path} does not support the method {request.method}"), request, 405

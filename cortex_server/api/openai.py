@@ -67,7 +67,7 @@ def models_router(fleet: Fleet) -> APIRouter:
     @router.get("/v1/models", response_model=ModelList)
     async def list_models(
         request: Request,
-        limit: Annotated[int | None, Query(ge=1)] = None,
+        limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
         after_id: str | None = None,
         before_id: str | None = None,
     ) -> ModelList | Response:
@@ -96,7 +96,7 @@ def models_router(fleet: Fleet) -> APIRouter:
         view = snapshot.model(fleet.resolve_model(name) or name)
         key = key_of(request)
         if view is None or not key.allows_model(view.id, name):
-            raise fleet.model_not_found(name)
+            raise fleet.model_not_found(name, key.allows_model)
         if anthropic.expects_anthropic_models(request):
             return anthropic.model_response(anthropic.served_model(view, name, created))
         return entry(view, view.id if key.allows_model(view.id) else name)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from cortex_common.schema.bounds import MAX_INT
 from cortex_common.schema.operation import OPERATOR_PREFIX
 from cortex_common.schema.operations import CANCEL
 from cortex_common.schema.requests import CancelRequest, RequestList, RequestView
@@ -25,7 +26,7 @@ def requests_router(inflight: InflightRequests) -> APIRouter:
     @router.get("/requests", summary="Requests in flight and recently finished")
     async def list_requests(
         limit: Annotated[
-            int, Query(ge=0, description="Maximum number of finished requests")
+            int, Query(ge=0, le=MAX_INT, description="Maximum number of finished requests")
         ] = KEPT,
     ) -> RequestList:
         """Return the key, model, state and timings of each request, never its content."""

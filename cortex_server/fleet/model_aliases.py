@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, ModelNotFound, Unavailable, nearest_names
+from cortex_common.schema.bounds import MAX_NAME_LENGTH
 from cortex_common.schema.instances import ModelId
 
 _RETRY_AFTER_S = 1.0
@@ -43,12 +44,18 @@ class ModelAliases:
             return next((m for pattern, m in self._patterns if fnmatchcase(name, pattern)), None)
         return found
 
-    def not_found_error(self, name: str, loaded: Iterable[str] = ()) -> CortexError:
+    def not_found_error(
+        self,
+        name: str,
+        loaded: Iterable[str] = (),
+        is_visible: Callable[[str], bool] = lambda _name: True,
+    ) -> CortexError:
         """Return the error for a name that resolves to no model, or to none yet, with the nearest names.
 
         Args:
             name: what the client sent.
             loaded: names that nodes serve without a model config.
+            is_visible: returns whether the client may learn of a name.
         """
         if self.pending_nodes:
             return Unavailable(
@@ -56,7 +63,8 @@ class ModelAliases:
                 hints=["GET /v1/models lists the models of this fleet"],
                 retry_after=_RETRY_AFTER_S,
             )
-        close = nearest_names(name, [*self._ids, *loaded])
+        name = name[:MAX_NAME_LENGTH]
+        close = nearest_names(name, filter(is_visible, (*self._ids, *loaded)))
         hints = [f"did you mean {', '.join(repr(c) for c in close)}?"] if close else []
         hints.append("GET /v1/models lists the models of this fleet")
         return ModelNotFound(

@@ -71,5 +71,5 @@ class NeuronWatcher:
 
     def _forward_to_log(self, entry: LifecycleEntry) -> None:
         """Log an event of the node here as well, so that the gateway's log covers the whole fleet."""
-        fields = {"node": self._node, **entry.fields}
+        fields = {**entry.fields, "node": self._node}
         log.log(LEVELS[entry.level], entry.event, extra={"fields": fields})

@@ -228,8 +228,13 @@ class RoutingTable:
         self._by_id.update(current)
         for gone in previous.keys() - current.keys():
             self._remove(previous[gone])
-        for model in {t.model for t in previous.values()} | {t.model for t in current.values()}:
-            self._update_ready(model, node, current, up=up)
+        usable: dict[ModelId, list[Endpoint]] = {t.model: [] for t in previous.values()}
+        for endpoint in current.values():
+            usable.setdefault(endpoint.model, [])
+            if up and _usable(endpoint):
+                usable[endpoint.model].append(endpoint)
+        for model, endpoints in usable.items():
+            self._update_ready(model, node, endpoints)
 
     def use_nodes(self, nodes: Iterable[str]) -> None:
         """Keep only endpoints on these nodes; equally good endpoints rank in the order of the nodes."""
@@ -247,11 +252,8 @@ class RoutingTable:
         self._removed[endpoint.id] = endpoint
         self._removed = {i: t for i, t in self._removed.items() if t.total_in_flight}
 
-    def _update_ready(
-        self, model: ModelId, node: str, current: dict[InstanceId, Endpoint], *, up: bool
-    ) -> None:
-        endpoints = [t for t in self.ready(model) if t.node != node]
-        endpoints += [t for t in current.values() if up and t.model == model and _usable(t)]
+    def _update_ready(self, model: ModelId, node: str, usable: list[Endpoint]) -> None:
+        endpoints = [t for t in self.ready(model) if t.node != node] + usable
         endpoints.sort(key=lambda t: self._order.get(t.node, 0))
         if endpoints:
             self._ready[model] = endpoints

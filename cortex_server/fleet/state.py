@@ -30,6 +30,7 @@ from cortex_common.schema.hardware import Discovery
 from cortex_common.schema.instances import InstanceId, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.circuit_breaker import BreakerState
 from cortex_server.fleet.model_aliases import ModelAliases
+from cortex_server.fleet.node_reports import routing_refusal
 from cortex_server.fleet.routing_table import Endpoint, RoutingTable
 from cortex_server.fleet.views import (
     device_views,
@@ -112,11 +113,12 @@ class Fleet:
             return ModelId(name)
         return found
 
-    def model_not_found(self, name: str) -> CortexError:
-        """Return the error for a name that refers to no model, with the nearest names."""
-        return self.aliases.not_found_error(
-            name, {endpoint.model for endpoint, _ in self._endpoints.endpoints()}
-        )
+    def model_not_found(
+        self, name: str, is_visible: Callable[[str], bool] = lambda _name: True
+    ) -> CortexError:
+        """Return the error for a name that refers to no model, with the nearest names that the caller may see."""
+        loaded = {endpoint.model for endpoint, _ in self._endpoints.endpoints()}
+        return self.aliases.not_found_error(name, loaded, is_visible)
 
     def begin_request(self, endpoint: Endpoint) -> None:
         """Count a request that starts on an endpoint."""
@@ -194,7 +196,8 @@ class Fleet:
         """Replace the model configs."""
         self._model_configs = {model_config.id: model_config for model_config in catalogue.models}
         self.aliases = ModelAliases(catalogue.models, self._pending_nodes)
-        self._views.clear()
+        for record in self._nodes.values():
+            self._refresh_node(record)
         self._notify()
 
     def use_nodes(self, entries: tuple[NodeEntry, ...]) -> None:
@@ -378,6 +381,8 @@ class Fleet:
             model_config is not None and record.entry.name in model_config.pinned_on
         )
         view = instance_view(info, record.entry.name, pinned=pinned)
+        if refusal := routing_refusal(info, record.entry, model_config):
+            return replace(view, failing=refusal, routable=False)
         return view if endpoint is None else with_endpoint(view, endpoint)
 
     # -- routing table ---------------------------------------------------------------------
@@ -389,7 +394,11 @@ class Fleet:
 
     def _refresh_node(self, record: _Node) -> None:
         self._views.pop(record.entry.name, None)
-        infos = record.status.models if record.status is not None else ()
+        infos = [
+            info
+            for info in (record.status.models if record.status is not None else ())
+            if routing_refusal(info, record.entry, self._model_configs.get(info.id)) is None
+        ]
         harnesses = record.discovery.harness_info if record.discovery is not None else {}
         self._endpoints.update_node(record.entry, infos, harnesses, up=record.state is NodeState.UP)
 

@@ -13,12 +13,21 @@ import httpx
 import msgspec
 
 from cortex_common.backoff import Backoff
+from cortex_common.client.bounded_body import UNCOMPRESSED, read_body
 from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
+from cortex_common.schema.bounds import MAX_INT, MAX_NAME_LENGTH
 from cortex_common.schema.engine_traits import UPSTREAM_TRAITS
 from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
-from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.schema.instances import (
+    MAX_NODE_MODELS,
+    InstanceId,
+    InstanceState,
+    ModelId,
+    ModelInfo,
+    NodeStatus,
+)
 from cortex_server.fleet.credentials import NodeCredentials
 from cortex_server.fleet.model_aliases import is_pattern
 from cortex_server.fleet.neuron_watcher import RECONNECT_BACKOFF
@@ -28,7 +37,9 @@ TIMEOUT_S = 10.0
 """A listing is small; a server that needs longer is unreliable."""
 
 _NO_LISTING_STATUSES = frozenset({404, 405, 501})
-_MAX_NAME_LENGTH = 512
+
+MAX_LIST_BYTES = 4 * 1024 * 1024
+"""Largest listing that is read; those of the largest providers have about 1 MiB."""
 
 
 class ListedModel(msgspec.Struct, frozen=True):
@@ -41,13 +52,15 @@ class ListedModel(msgspec.Struct, frozen=True):
     """
 
     id: str
-    max_model_len: int | None = None
-    context_length: int | None = None
+    max_model_len: float | None = None
+    context_length: float | None = None
 
     @property
     def context(self) -> int | None:
         """Tokens a request may use, where the server reports it."""
-        return self.max_model_len or self.context_length
+        reported = self.max_model_len or self.context_length
+        # Some servers report 0, -1 or the largest integer for "unlimited".
+        return int(reported) if reported and 0 < reported <= MAX_INT else None
 
 
 class _List(msgspec.Struct):
@@ -58,7 +71,7 @@ _lists = msgspec.json.Decoder(_List)
 
 
 def parse_model_list(body: bytes, path: str) -> list[ListedModel]:
-    """Return the models of a listing, without names that cannot appear in a header or a log line.
+    """Return the models of a listing, each once, without names that cannot appear in a header or a log line.
 
     Args:
         body: the response body.
@@ -71,7 +84,8 @@ def parse_model_list(body: bytes, path: str) -> list[ListedModel]:
         models = _lists.decode(body).data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpstreamFailed(f"GET {path} did not return a list of models: {error}") from error
-    return [m for m in models if m.id.isprintable() and 0 < len(m.id) <= _MAX_NAME_LENGTH]
+    usable = {m.id: m for m in models if m.id.isprintable() and 0 < len(m.id) <= MAX_NAME_LENGTH}
+    return list(usable.values())
 
 
 def instances(entry: UpstreamEntry, listed: Iterable[ListedModel] | None) -> tuple[ModelInfo, ...]:
@@ -80,12 +94,21 @@ def instances(entry: UpstreamEntry, listed: Iterable[ListedModel] | None) -> tup
     Args:
         entry: its configuration.
         listed: its models; None where it does not list them, which leaves those that the configuration names.
+
+    Raises:
+        UpstreamFailed: it lists more than `MAX_NODE_MODELS` of the models to offer.
     """
     if listed is None:
         listed = [ListedModel(name) for name in entry.models if not is_pattern(name)]
     elif entry.models:
         listed = [m for m in listed if any(fnmatchcase(m.id, p) for p in entry.models)]
-    return tuple(_instance(entry, model) for model in {m.id: m for m in listed}.values())
+    models = {m.id: m for m in listed}
+    if len(models) > MAX_NODE_MODELS:
+        raise UpstreamFailed(
+            f"it lists {len(models)} models, more than {MAX_NODE_MODELS}: "
+            "name those to offer with `models` in its [[upstreams]] entry"
+        )
+    return tuple(_instance(entry, model) for model in models.values())
 
 
 def _instance(entry: UpstreamEntry, model: ListedModel) -> ModelInfo:
@@ -141,15 +164,18 @@ class UpstreamWatcher:
         token = self._credentials.token
         async with httpx.AsyncClient(
             base_url=entry.endpoint,
-            headers={"authorization": f"Bearer {token}"} if token else {},
+            headers=UNCOMPRESSED | ({"authorization": f"Bearer {token}"} if token else {}),
             timeout=TIMEOUT_S,
             verify=self._credentials.tls or tls_verify(entry.endpoint),
             trust_env=False,
         ) as http:
+            path = f"{entry.api_path}/models"
             fleet.update_discovery(entry.name, _discovery(entry, http.base_url.host))
             while True:
                 try:
-                    models = instances(entry, await _list(http, f"{entry.api_path}/models"))
+                    body = await _list(http, path)
+                    # In a thread: a long list takes longer than the event loop should be blocked.
+                    models = await asyncio.to_thread(_offered, entry, body, path)
                     health = Health(uptime_secs=0.0)
                     fleet.update_status(entry.name, NodeStatus(health=health, models=models))
                     failures = 0
@@ -178,14 +204,21 @@ def _discovery(entry: UpstreamEntry, host: str) -> Discovery:
     )
 
 
-async def _list(http: httpx.AsyncClient, path: str) -> list[ListedModel] | None:
-    """Return the models; None where the server does not list them at that path.
+def _offered(entry: UpstreamEntry, body: bytes | None, path: str) -> tuple[ModelInfo, ...]:
+    return instances(entry, None if body is None else parse_model_list(body, path))
+
+
+async def _list(http: httpx.AsyncClient, path: str) -> bytes | None:
+    """Return the model list as JSON; None where the server has none at that path.
 
     Raises:
         UpstreamFailed: it is unreachable or answers with an error.
     """
     try:
-        response = await http.get(path)
+        async with asyncio.timeout(TIMEOUT_S), http.stream("GET", path) as response:
+            body = await read_body(response, MAX_LIST_BYTES)
+    except TimeoutError as error:
+        raise UpstreamFailed(f"GET {path} took longer than {TIMEOUT_S:.0f} s") from error
     except httpx.HTTPError as error:
         reason = describe_http_error(error)
         raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from error
@@ -198,6 +231,6 @@ async def _list(http: httpx.AsyncClient, path: str) -> list[ListedModel] | None:
         )
     if response.status_code >= 400:
         summary = f"GET {path} answered {response.status_code}"
-        message = from_envelope(response.content, response.status_code, f"GET {path}").message
+        message = from_envelope(body, response.status_code, f"GET {path}").message
         raise UpstreamFailed(message if message.startswith(summary) else f"{summary}: {message}")
-    return parse_model_list(response.content, path)
+    return body

@@ -139,7 +139,7 @@ def _model_view(
     metrics: Metrics,
 ) -> ModelView:
     states = {i.state for i in instances}
-    ready = [i for i in instances if i.state is InstanceState.READY]
+    ready = [i for i in instances if i.state is InstanceState.READY and i.routable]
     totals = metrics.totals(model)
     return ModelView(
         id=model,

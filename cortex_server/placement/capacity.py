@@ -280,7 +280,8 @@ def is_idle(instance: InstanceView) -> bool:
 
 def is_serving(capacity: NodeCapacity, instance: InstanceView) -> bool:
     """Return whether requests can be sent to an instance."""
-    return instance.state is InstanceState.READY and capacity.node.state is NodeState.UP
+    is_up = capacity.node.state is NodeState.UP
+    return instance.state is InstanceState.READY and instance.routable and is_up
 
 
 def _device_capacity(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCapacity:

@@ -125,7 +125,7 @@ class DesiredState:
         self, model_config: ModelConfig, instances: list[InstanceView], now: float
     ) -> LoadKey | None:
         present = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
-        ready = [i for i in present if i.state is InstanceState.READY]
+        ready = [i for i in present if i.state is InstanceState.READY and i.routable]
         if ready:  # requested through another gateway
             self.unloaded_models.discard(model_config.id)
         if model_config.id in self.unloaded_models:

@@ -146,18 +146,14 @@ def node_refusal(
     reason: str | None = None
     if constraints.node is not None and node.name != constraints.node:
         reason = f"the request names node {constraints.node}"
-    elif model_config.nodes and node.name not in model_config.nodes:
-        reason = "not among the nodes of its model config"
+    elif refusal := model_config.node_refusal(node.name, labels or {}):
+        reason = refusal
     elif node.state is not NodeState.UP:
         reason = node.reason or f"the node is {node.state}"
     elif node.cordoned:
         reason = "the node is cordoned"
     elif model_config.harness not in node.harnesses:
         reason = f"the node has no harness {model_config.harness!r}"
-    elif model_config.labels:
-        node_labels = labels or {}
-        missing = [f"{k}={v}" for k, v in model_config.labels.items() if node_labels.get(k) != v]
-        reason = f"the node has no label {missing[0]}" if missing else None
     return reason
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cortex_common.errors import (
+    BadRequest,
     BodyTooLarge,
     CortexError,
     MalformedBody,
@@ -10,6 +11,7 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from cortex_common.schema.bounds import MAX_NAME_LENGTH
 from cortex_http.headers import Headers
 from cortex_http.pool import ConnectError, ConnectTimeout
 from cortex_server.auth.keys import Key
@@ -59,6 +61,11 @@ def body_is_compressed(coding: bytes) -> MalformedBody:
         f"the body is compressed ({coding.decode('latin-1')}); only uncompressed bodies are accepted",
         hints=["turn off the compression of requests in the client"],
     )
+
+
+def model_name_too_long() -> BadRequest:
+    """Return the error for a model name that no model can have; it is not repeated."""
+    return BadRequest(f"`model` is longer than {MAX_NAME_LENGTH} characters", param="model")
 
 
 def model_not_allowed(key: Key, model: str) -> PermissionDenied:

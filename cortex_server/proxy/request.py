@@ -23,6 +23,7 @@ from time import perf_counter
 
 from cortex_common.errors import CortexError, MalformedBody, UpstreamFailed
 from cortex_common.log import event
+from cortex_common.schema.bounds import MAX_NAME_LENGTH
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_common.schema.requests import RequestState
 from cortex_http.client import ClientRequest
@@ -42,6 +43,7 @@ from cortex_server.proxy.errors import (
     body_is_compressed,
     body_too_large,
     connect_failed,
+    model_name_too_long,
     model_not_allowed,
     redirected,
 )
@@ -221,11 +223,14 @@ class ProxyRequest:
             stored = self.context.responses.of(key)
             adapter = self.adapter = head.route.read(head, self.record.ident, body, stored)
             name = adapter.name
+            if len(name) > MAX_NAME_LENGTH:
+                raise model_name_too_long()
             model = fleet.resolve_model(name)
-            if model is None:
-                raise fleet.model_not_found(name)
-            if key.terms.models and not key.allows_model(model, name):
+            # Before the model is known to exist, which a key that may not use it does not learn.
+            if key.terms.models and not key.allows_model(model or name, name):
                 raise model_not_allowed(key, name)
+            if model is None:
+                raise fleet.model_not_found(name, key.allows_model)
             self.model = model
             rank = priority(head.headers) if key.terms.max_priority else 0
             return self.context.admission.enter(self, key, rank)

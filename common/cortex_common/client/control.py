@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import ssl
@@ -16,12 +17,16 @@ from urllib.parse import quote
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from cortex_common.client.bounded_body import UNCOMPRESSED, read_body, require_uncompressed
 from cortex_common.errors import ConfigError, UpstreamFailed, UpstreamTimeout, from_envelope
 from cortex_common.sse import EventTooLong, SseParser
 
 T = TypeVar("T")
 
 _MAX_ID_LENGTH = 64
+
+_TRANSFER_S = 30.0
+"""Seconds, after the timeout of a call, in which a response that has begun must end."""
 
 _CONNECTION_ERRORS = {
     errno.ECONNREFUSED,
@@ -122,7 +127,7 @@ class ControlClient:
         self.who = who
         self._http = httpx.AsyncClient(
             base_url=base_url,
-            headers={"authorization": f"Bearer {token}"} if token else {},
+            headers=UNCOMPRESSED | ({"authorization": f"Bearer {token}"} if token else {}),
             timeout=httpx.Timeout(10.0, connect=5.0),
             transport=transport,
             verify=tls or tls_verify(base_url),
@@ -163,10 +168,14 @@ class ControlClient:
         """
         call = f"{method} {path}"
         try:
-            response = await self._http.request(
-                method, path, json=body, params=params, timeout=timeout
-            )
-        except httpx.TimeoutException as error:
+            async with (
+                asyncio.timeout(timeout + _TRANSFER_S),
+                self._http.stream(
+                    method, path, json=body, params=params, timeout=timeout
+                ) as response,
+            ):
+                content = await read_body(response)
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise UpstreamTimeout(
                 f"{self.who} at {self.base_url} did not respond to {call} in time"
             ) from error
@@ -176,13 +185,27 @@ class ControlClient:
                 details={"unreachable": True},
             ) from error
         if response.status_code >= 400:
-            raise from_envelope(response.content, response.status_code, call)
+            raise from_envelope(content, response.status_code, call)
+        return self.parse(response_type, content, f"an unexpected response to {call}")
+
+    def parse(self, expected: TypeAdapter[T], content: bytes, what: str) -> T:
+        """Parse JSON that the server sent.
+
+        Args:
+            expected: what it has to be.
+            content: the JSON.
+            what: what to call it in the error.
+
+        Raises:
+            UpstreamFailed: it is not what is expected.
+        """
         try:
-            return response_type.validate_json(response.content)
+            return expected.validate_json(content)
         except ValidationError as error:
-            raise UpstreamFailed(
-                f"{self.who} sent an unexpected response to {call}: {error.errors()[0]['msg']}"
-            ) from error
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            problem = f"{where}: {first['msg']}" if where else first["msg"]
+            raise UpstreamFailed(f"{self.who} sent {what}: {problem[:500]}") from error
 
     @asynccontextmanager
     async def text(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[str]]:
@@ -196,7 +219,9 @@ class ControlClient:
         try:
             async with self._http.stream("GET", path, params=params, timeout=timeout) as response:
                 if response.status_code >= 400:
-                    raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
+                    content = await read_body(response)
+                    raise from_envelope(content, response.status_code, f"GET {path}")
+                require_uncompressed(response)
                 yield response.aiter_text()
         except httpx.HTTPError as error:
             raise self._stream_error(error) from error
@@ -234,7 +259,8 @@ class ControlClient:
         """Reject a response that is not a stream of events."""
         if response.status_code >= 400:
             call = f"GET {response.url.path}"
-            raise from_envelope(await response.aread(), response.status_code, call)
+            raise from_envelope(await read_body(response), response.status_code, call)
+        require_uncompressed(response)
         content_type = response.headers.get("content-type", "nothing")
         if not content_type.startswith("text/event-stream"):
             raise UpstreamFailed(

@@ -98,7 +98,7 @@ class OperatorClient(ControlClient):
         """Yield the state of the fleet now and after each change; see `ControlClient.events`."""
         async for name, data in self.events("/operator/v1/events", silence_s=silence_s):
             if name == "fleet":
-                yield SNAPSHOT.validate_json(data)
+                yield self.parse(SNAPSHOT, data, "an invalid snapshot")
 
     async def watch(
         self, cursor: EventCursor, *, pause_s: float = 0.25, silence_s: float = 15.0
@@ -114,9 +114,9 @@ class OperatorClient(ControlClient):
         silence_s += pause_s
         async for name, data in self.events(path, silence_s=silence_s, cursor=cursor):
             if name == "fleet":
-                yield SNAPSHOT.validate_json(data)
+                yield self.parse(SNAPSHOT, data, "an invalid snapshot")
             elif name == "lifecycle":
-                yield _ENTRY.validate_json(data)
+                yield self.parse(_ENTRY, data, "an invalid audit entry")
 
     async def config(self) -> ConfigView:
         """Return the gateway's effective configuration, secrets redacted."""

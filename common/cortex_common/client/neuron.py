@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from cortex_common.client.control import ControlClient, EventCursor, quote_path
 from cortex_common.errors import UpstreamFailed
@@ -144,17 +144,10 @@ class NeuronClient(ControlClient):
         """
         async for name, data in self.events("/events", silence_s=silence_s, cursor=cursor):
             if name == "status":
-                try:
-                    status = _STATUS.validate_json(data)
-                except ValidationError as error:
-                    reason = error.errors()[0]["msg"]
-                    raise UpstreamFailed(
-                        f"{self.who} sent an unreadable status: {reason}"
-                    ) from error
-                yield status
+                yield self.parse(_STATUS, data, "an invalid status")
             elif name == "lifecycle":
-                with suppress(ValidationError):  # a line of a log is not worth a connection
-                    yield _ENTRY.validate_json(data)
+                with suppress(UpstreamFailed):  # a line of a log is not worth a connection
+                    yield self.parse(_ENTRY, data, "an invalid lifecycle entry")
 
     @asynccontextmanager
     async def log(

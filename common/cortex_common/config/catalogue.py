@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
@@ -109,10 +110,10 @@ class ModelConfig(Section):
     """Allow splitting across GPUs of different models."""
 
     nodes: tuple[str, ...] = ()
-    """Nodes that can run it. Default: all."""
+    """Nodes that can run it; requests are sent to no other node, even if one reports the model. Default: all."""
 
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a node must have in its [[neurons]] entry."""
+    """Labels that a node must have in its [[neurons]] entry, to run the model and to get requests for it."""
 
     context: Tokens | None = None
     """Context size in tokens: prompt and completion of one request. Default: the model's own."""
@@ -150,6 +151,13 @@ class ModelConfig(Section):
 
     env: dict[str, str] = Field(default_factory=dict)
     """Additional environment variables for the engine."""
+
+    def node_refusal(self, node: str, labels: Mapping[str, str]) -> str | None:
+        """Return why a node with these labels may not run the model, for people; None if it may."""
+        if self.nodes and node not in self.nodes:
+            return "not among the nodes of its model config"
+        missing = [f"{k}={v}" for k, v in self.labels.items() if labels.get(k) != v]
+        return f"the node has no label {missing[0]}" if missing else None
 
     def spec(
         self,

@@ -127,6 +127,10 @@ class NeuronEntry(Section):
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that models can require, such as {rack = "a2"}."""
 
+    engine_hosts: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = ()
+    """Host names and IP addresses of this node, other than that of `endpoint`, at which its engines can be reached with
+    `engine_access = "direct"`. Requests are sent to no other host."""
+
     token: str | None = None
     """Token that the neuron requires. Prefer `token_file` or the environment variable."""
 

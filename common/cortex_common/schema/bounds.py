@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 MAX_NAME_LENGTH = 512
 """Characters of the longest name of a model, node or instance."""
@@ -22,6 +22,10 @@ MAX_UNIX_S = 253_402_300_799.0
 """Latest point in time in Unix seconds: the end of the year 9999, the last that `datetime` has."""
 
 _MAX_MIB = 2**40
+_MAX_TEXT_LENGTH = 8000
+
+Text = Annotated[str, AfterValidator(lambda text: text[:_MAX_TEXT_LENGTH])]
+"""A sentence or a few lines for people; a longer text is cut off."""
 
 Name = Annotated[str, Field(max_length=MAX_NAME_LENGTH)]
 """What a caller calls a model, node, instance or request; it need not exist."""

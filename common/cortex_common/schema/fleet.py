@@ -59,7 +59,8 @@ class InstanceView:
         last_used: Unix seconds at which its last request ended; before the first one, at which its load ended.
         pinned: whether its model config or an operator protects it from eviction.
         reason: why the scheduler placed it there.
-        failing: the last failure, if the gateway currently sends it no requests although it is ready.
+        failing: why the gateway sends it no requests although it is ready: its last failure, or what forbids it.
+        routable: whether it may get requests at all: its node may run its model, and its URL is on the node.
         requests, errors, tokens_in, tokens_out: totals of this gateway since the instance was loaded. They only
             increase, so rates can be computed from two snapshots.
     """
@@ -87,6 +88,7 @@ class InstanceView:
     engine_version: str | None = None
     reason: str | None = None
     failing: str | None = None
+    routable: bool = True
     requests: int = 0
     errors: int = 0
     tokens_in: int = 0

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from cortex_common.schema.base import WireModel
-from cortex_common.schema.bounds import Float, Index, Int, Mib, Name, Seconds, UnixSeconds
+from cortex_common.schema.bounds import Float, Index, Int, Mib, Name, Seconds, Text, UnixSeconds
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_common.schema.tolerance import keep_readable
@@ -75,7 +75,7 @@ class DeviceReading(WireModel):
     vram_headroom_mb: Int = 0
     vram_available_mb: Int = 0
     health: DeviceHealth = DeviceHealth.OK
-    reason: str | None = None
+    reason: Text | None = None
 
 
 class HostWarning(WireModel):
@@ -86,8 +86,8 @@ class HostWarning(WireModel):
         message: what is wrong and what to do, for people.
     """
 
-    code: str
-    message: str
+    code: Name
+    message: Text
 
 
 class HarnessInfo(WireModel):
@@ -113,17 +113,17 @@ class Discovery(WireModel):
         certificates: TLS certificates of the neuron.
     """
 
-    hostname: str
-    os: str
-    kernel: str
-    cuda_version: str | None = None
-    driver_version: str | None = None
+    hostname: Name
+    os: Name
+    kernel: Name
+    cuda_version: Name | None = None
+    driver_version: Name | None = None
     devices: Annotated[tuple[Device, ...], Field(max_length=1024)] = ()
     harnesses: Annotated[tuple[Name, ...], Field(max_length=1024)] = ()
     harness_info: dict[str, HarnessInfo] = Field(default_factory=dict)
-    neuron_version: str = ""
-    warnings: tuple[HostWarning, ...] = ()
-    certificates: tuple[Certificate, ...] = ()
+    neuron_version: Name = ""
+    warnings: Annotated[tuple[HostWarning, ...], Field(max_length=1000)] = ()
+    certificates: Annotated[tuple[Certificate, ...], Field(max_length=100)] = ()
 
     _keep_readable = field_validator(
         "devices", "harness_info", "warnings", "certificates", mode="wrap"

@@ -19,6 +19,7 @@ from cortex_common.schema.bounds import (
     Mib,
     Name,
     Seconds,
+    Text,
     Tokens,
     UnixSeconds,
 )
@@ -39,7 +40,7 @@ ModelId = NewType("ModelId", str)
 InstanceId = NewType("InstanceId", str)
 """Identifies one loaded copy of a model; unique across the fleet."""
 
-MAX_NODE_MODELS = 5000
+MAX_NODE_MODELS = 1000
 """Instances that one node can report, and models that one external upstream can list."""
 
 _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -52,7 +53,7 @@ _ModelName = Annotated[
 ]
 
 _EngineUrl = Annotated[
-    str, Field(max_length=2048, pattern=r"^(https?|http\+unix)://[A-Za-z0-9\[][^\s@?#\\]*$")
+    str, Field(max_length=2048, pattern=r"^(https?|http\+unix)://[A-Za-z0-9%\[][^\s@?#\\]*$")
 ]
 """Base URL of an engine, without credentials, query and fragment. The gateway also checks that it is on the node."""
 
@@ -184,13 +185,13 @@ class ModelInfo(WireModel):
     vram_measured_mb: tuple[Mib, ...] = ()
     vram_peak_mb: Mib = 0
     progress: Float | None = None
-    stage: str | None = None
+    stage: Text | None = None
     eta_s: Float | None = None
     load_seconds: Seconds | None = None
     in_flight: Count = 0
     idle_s: Float | None = None
-    error: str | None = None
-    engine_version: str | None = None
+    error: Text | None = None
+    engine_version: Text | None = None
     served_as: Name | None = None
     started_at: UnixSeconds = 0.0
 
@@ -208,7 +209,7 @@ class LifecycleEntry(WireModel):
     at: UnixSeconds
     event: Name
     level: Level = "info"
-    fields: dict[str, str] = Field(default_factory=dict)
+    fields: Annotated[dict[Name, Text], Field(max_length=64)] = Field(default_factory=dict)
 
 
 class AttachedEngine(WireModel):
@@ -223,7 +224,7 @@ class AttachedEngine(WireModel):
     """
 
     harness: Name
-    url: str
+    url: Text
     reachable: bool
     restartable: bool
     restarting: bool = False

@@ -105,3 +105,17 @@ def test_a_prompt_beyond_the_context_still_leaves_a_token() -> None:
         b'{"max_tokens":9}', ParamRules(clamp_max_tokens=True), context=10, prompt_tokens=99
     )
     assert json.loads(out) == {"max_tokens": 1}
+
+
+def test_only_visible_names_are_suggested() -> None:
+    """A key that is limited to some models learns no other model's name."""
+    error = _NAMES.not_found_error("smal", ("smart",), lambda name: name == "small")
+    assert error.details["nearest"] == ("small",)
+
+
+@pytest.mark.parametrize("name", ["m" * 5_000_000, "é" * 100_000, "qwen/" * 90], ids=range(3))
+def test_a_name_of_any_length_is_an_error_of_bounded_size(name: str) -> None:
+    """Neither is a long name compared with others, nor is it repeated."""
+    error = _NAMES.not_found_error(name, [f"{n}-{'model' * 20}" for n in range(2000)])
+    assert len(error.message) < 2000
+    assert error.details["nearest"] == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cortex_common.clock import SystemClock
-from cortex_common.config.catalogue import Catalogue
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import NeuronEntry
 from cortex_common.schema.engine_traits import LLAMACPP, OPENAI
 from cortex_common.schema.fleet import FleetSnapshot
@@ -59,7 +59,7 @@ def test_no_name_is_unknown_before_every_node_has_reported():
 
 def test_requests_are_worded_by_the_traits_that_a_node_reports():
     """A harness that the node no longer has gets OpenAI's own traits; a new report replaces them."""
-    nodes = fleet(entry("a", "http://a"))
+    nodes = fleet(entry("a", "http://127.0.0.1:1"))
     nodes.update_discovery("a", Discovery(hostname="a", os="", kernel=""))
     nodes.update_status("a", status("i-1"))
     (endpoint,) = nodes.ready("m")
@@ -93,7 +93,11 @@ def test_an_instance_of_a_neuron_with_two_names_can_disappear():
 
 async def test_a_stream_still_counts_after_its_node_is_renamed_or_moved():
     """A drain waits for the streams that reached the instance by the old name or address."""
-    old, renamed, moved = entry("a", "http://a"), entry("b", "http://a"), entry("b", "http://c")
+    old, renamed, moved = (
+        entry("a", "http://127.0.0.1:1"),
+        entry("b", "http://127.0.0.1:1"),
+        entry("b", "http://127.0.0.1:2"),
+    )
     known = fleet(old)
     known.update_status("a", status("i-1"))
     (endpoint,) = known.ready("m")
@@ -107,3 +111,24 @@ async def test_a_stream_still_counts_after_its_node_is_renamed_or_moved():
     assert not waiting.done()
     known.end_request(endpoint)
     await waiting
+
+
+def test_routes_follow_the_nodes_of_a_model_config():
+    """A node that a reload takes from a model config gets no more requests for it, and `ps` says why."""
+    known = fleet(entry("a", "http://127.0.0.1:1"))
+    known.update_status("a", status("i-1"))
+    assert len(known.ready("m")) == 1
+    known.use_catalogue(Catalogue(models=(ModelConfig(id="m", harness="x", nodes=("b",)),)))
+    assert known.ready("m") == []
+    (shown,) = known.snapshot.instances()
+    assert (shown.routable, shown.failing) == (False, "not among the nodes of its model config")
+    known.use_catalogue(Catalogue(models=(ModelConfig(id="m", harness="x", nodes=("a",)),)))
+    assert len(known.ready("m")) == 1
+
+
+def test_an_engine_that_is_not_on_its_node_gets_no_requests():
+    """A compromised node cannot send prompts elsewhere."""
+    known = fleet(entry("a", "http://gpu1:9090"))
+    known.update_status("a", status("i-1"))
+    assert known.ready("m") == []
+    assert "not on the node" in str(known.snapshot.instances()[0].failing)
