@@ -24,8 +24,9 @@ from cortex_common.net.tls import report_expiring_certificates, server_tls
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import SettingsView
 from cortex_common.supervision import BackgroundTasks, Work
+from cortex_http.routing import AsgiOnly
 from cortex_http.server import Server, create_server, url_of
-from cortex_http.server_protocol import AsgiOnly, protocol_for
+from cortex_http.server_protocol import protocol_for
 from cortex_http.sockets import listen
 from cortex_server.api.app import create_app
 from cortex_server.api.config import config_router

@@ -12,12 +12,12 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import uvloop
 
 from cortex_common.clock import SystemClock
+from cortex_common.config.access import LimitsSection
 from cortex_common.config.base import split_host_port
 from cortex_common.config.loader import LoadedConfig
 from cortex_common.config.neuron import NeuronConfig
@@ -26,9 +26,10 @@ from cortex_common.errors import ConfigError
 from cortex_common.log import event as log_event
 from cortex_common.net import systemd
 from cortex_common.net.tls import report_expiring_certificates, server_tls
+from cortex_http.routing import AsgiOnly
 from cortex_http.server import Server, freeze_startup_objects
 from cortex_http.server import create_server as create_http_server
-from cortex_http.server_protocol import AsgiOnly, protocol_for
+from cortex_http.server_protocol import protocol_for
 from cortex_http.sockets import listen
 from neuron_server.api import create_app
 from neuron_server.hardware.cpu import CpuSource
@@ -47,17 +48,8 @@ log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """Limits of connections; generous, because the clients are gateways and operators."""
-
-    max_connections: int = 65_536
-    max_header_kb: int = 64
-    header_timeout_s: float = 60.0
-    body_timeout_s: float = 300.0
-
-
-_LIMITS = _Limits()
+_LIMITS = LimitsSection()
+"""Limits of connections: those of a gateway by default."""
 
 
 def is_loopback(host: str) -> bool:

@@ -23,7 +23,7 @@ from cortex_http.downstream import Downstream
 from cortex_http.forward import Forward, request_head
 from cortex_http.headers import FRAMING, HOP_BY_HOP, Headers, lines
 from cortex_http.pool import ConnectionPool
-from cortex_http.server_protocol import Limits
+from cortex_http.routing import Limits
 from cortex_http.server_request import NULL_HANDLER, RequestHandler, ServerRequest
 from neuron_server.harness.probe import engine_tls
 from neuron_server.runtime import Runtime
@@ -50,6 +50,13 @@ _PROBE_TIMEOUT_S = 1.0
 _REACHABLE = frozenset({InstanceState.READY, InstanceState.DRAINING})
 
 _MAX_ADDRESSES = 1024
+
+_REJECTIONS = {
+    400: "this is not HTTP/1.1",
+    408: "the request did not arrive in time",
+    413: "the request's body is too large",
+    431: "the request's head is too large",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +168,7 @@ class Relay:
 
     def error_body(self, status: int) -> bytes:
         """Return the body of a response to a request that the protocol rejects."""
-        reason = "did not arrive in time" if status == 408 else "is too large"
-        return envelope_bytes(BadRequest(f"the request's head {reason}"))
+        return envelope_bytes(BadRequest(_REJECTIONS.get(status, "the request failed")))
 
     def _address(self, url: str) -> Address:
         found = self._addresses.get(url)

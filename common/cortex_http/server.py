@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import uvicorn
 
+from cortex_http.pauses import PauseDetector
 from cortex_http.server_protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
@@ -37,16 +38,19 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Wait for `stop`, with one tick a second; uvicorn's own wakes ten times a second."""
+        time = asyncio.get_running_loop().time
+        pauses = PauseDetector(_TICK_S, time)
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _TICK_S)
-            self._check_timeouts()
+            self._check_timeouts(time(), pauses.tick())
 
-    def _check_timeouts(self) -> None:
-        now = asyncio.get_running_loop().time()
+    def _check_timeouts(self, now: float, paused_s: float) -> None:
         for connection in tuple(self.server_state.connections):
             if isinstance(connection, HttpProtocol):
                 try:
+                    if paused_s:
+                        connection.discount(paused_s)
                     connection.check_timeouts(now)
                 except Exception:
                     log.exception("timeout_check_failed")

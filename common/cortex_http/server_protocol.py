@@ -6,9 +6,9 @@ event per piece. Compared with plain ASGI this halves the cost of a request. Req
 
 Unlike uvicorn's protocol it also
 
-- limits the size of heads, the time that heads and bodies take, and the number of connections. A timer for each request
-  would cost a microsecond; here a request notes when it was last waited for, and `check_timeouts`, called once a
-  second, finds those that take too long.
+- limits the size of heads and trailers, of the bodies that the ASGI application gets, and the number of connections,
+  and the time that heads and bodies take. A timer for each request would cost a microsecond; here a request notes when
+  it was last waited for, and `check_timeouts`, called once a second, finds those that take too long.
 - declines every offer to switch to another protocol, as RFC 9110 (7.8) allows. Java's HttpClient offers HTTP/2 (h2c)
   with its first request and sends that request's body either way. httptools takes what follows such a head for the
   other protocol and would lose the body, so the request is parsed again without the offer.
@@ -19,16 +19,23 @@ Written against uvicorn 0.32 to 0.54; `incompatibility` says at startup whether 
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 from collections import deque
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from cortex_http.head_cache import CachedHead, CachedHeadWithId
-from cortex_http.headers import Headers
-from cortex_http.server_request import RequestHandler, ServerRequest
+from cortex_http.request_times import RequestTimes
+from cortex_http.routing import IdRouter, Router, path_of
+from cortex_http.server_request import LINGER_S, ServerRequest
+
+log = logging.getLogger(__name__)
 
 _USED = (
     "on_headers_complete",
@@ -37,13 +44,15 @@ _USED = (
     "on_response_complete",
     "_get_upgrade",
     "_should_upgrade",
-    "_unsupported_upgrade_warning",
+    "_unset_keepalive_if_required",
+    "handle_websocket_upgrade",
 )
 
 _MAX_QUEUED = 16
 """Pipelined requests of a connection from which on it is not read."""
 
-_REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_MAX_APP_BODY_BYTES = 1 << 20
+"""Length of the longest body that the ASGI application gets; large ones belong to the router's requests."""
 
 
 def incompatibility() -> str | None:
@@ -52,103 +61,7 @@ def incompatibility() -> str | None:
     return f"uvicorn's HttpToolsProtocol has no {', '.join(missing)}" if missing else None
 
 
-class Limits(Protocol):
-    """What connections may use."""
-
-    @property
-    def max_connections(self) -> int:
-        """Connections that are open at the same time."""
-        ...
-
-    @property
-    def max_header_kb(self) -> int:
-        """Size of a request's head in KiB."""
-        ...
-
-    @property
-    def header_timeout_s(self) -> float:
-        """Seconds for a request's head to arrive."""
-        ...
-
-    @property
-    def body_timeout_s(self) -> float:
-        """Seconds without a byte of a request's body."""
-        ...
-
-
 H = TypeVar("H")
-
-
-class Router(Protocol[H]):
-    """Decides which requests are served on the transport, and handles them."""
-
-    @property
-    def limits(self) -> Limits:
-        """Current limits."""
-        ...
-
-    def match(self, method: bytes, target: bytes, headers: Headers, peer: str | None) -> H | None:
-        """Return what the head of a request says; None when the ASGI application serves it.
-
-        The result is kept and used again for a request with the same head but another content length.
-
-        Args:
-            method: HTTP method.
-            target: Path and query as sent.
-            headers: Headers with names in lower case.
-            peer: IP address of the client.
-        """
-        ...
-
-    def handle(self, request: ServerRequest, head: H) -> RequestHandler:
-        """Start handling a request; it may be answered before this returns.
-
-        Args:
-            request: The client's side.
-            head: Result of `match`.
-        """
-        ...
-
-    def error_body(self, status: int) -> bytes:
-        """Return the JSON body of a response to a request that the protocol rejects: 408 or 431."""
-        ...
-
-
-@runtime_checkable
-class IdRouter(Router[H], Protocol[H]):
-    """A router whose clients send requests that differ in the value of their last header only.
-
-    Attributes:
-        id_header: Name of that header in lower case.
-    """
-
-    id_header: bytes
-
-    def with_id(self, head: H, value: bytes) -> H:
-        """Return the result of `match` for the same head with another value of that header."""
-        ...
-
-
-class AsgiOnly:
-    """A router that leaves every request to the ASGI application.
-
-    Args:
-        limits: Limits of connections.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-
-    def match(self, method: bytes, target: bytes, headers: Headers, peer: str | None) -> None:
-        """Return None."""
-
-    def handle(self, request: ServerRequest, head: None) -> RequestHandler:
-        """Raise; no request ever matches."""
-        raise NotImplementedError
-
-    def error_body(self, status: int) -> bytes:
-        """Return an error without a text."""
-        return b'{"error":{"code":"%d"}}' % status
 
 
 class HttpProtocol(HttpToolsProtocol, Generic[H]):
@@ -168,12 +81,12 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self._last: tuple[CachedHead, H] | None = None
         self._last_with_id: tuple[CachedHeadWithId, H] | None = None
         self._between_messages = True
-        self._waiting_since: float | None = None
-        self._idle_since: float | None = None
+        self._times = RequestTimes(self.loop.time())
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the head, or of trailers, without the body between them
+        self._app_body_bytes = 0
+        self._has_body_progress = False  # in this read
         self._rejected = False
-        self._read: bytes = b""
         self._declining_upgrade = False
 
     # -- asyncio.Protocol --------------------------------------------------------------------
@@ -181,39 +94,86 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Start waiting for the first request."""
         super().connection_made(transport)
-        self._waiting_since = self.loop.time()
         if len(self.connections) > self.router.limits.max_connections:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse requests, unless the read is one request with the same head as the last one."""
         last, begins = self._last, self._between_messages
-        if last is not None and begins and self._idle_since is not None:
+        if last is not None and begins and self._times.idle_since is not None:
             body = last[0].body_of(data)
             if body is not None:
-                self._idle_since = None
+                self._times.idle_since = None
                 self._start(last[1], len(body)).receive_all(body)
                 return
-        if self._last_with_id is not None and begins and self._idle_since is not None:
+        if self._last_with_id is not None and begins and self._times.idle_since is not None:
             found = self._last_with_id[0].split(data)
             if found is not None:
-                self._idle_since = None
+                self._times.idle_since = None
                 head = cast(IdRouter[H], self.router).with_id(self._last_with_id[1], found[1])
                 self._start(head, len(found[0])).receive_all(found[0])
                 return
-        self._idle_since = None
-        if self._waiting_since is None:
-            self._waiting_since = self.loop.time()
-        if self._in_head:
-            self._head_bytes += len(data)
-        self._read = data
-        super().data_received(data)
-        self._read = b""
-        if self._in_head and self._head_bytes > self.router.limits.max_header_kb * 1024:
-            self._reject(431)
+        if self._rejected:
+            return
+        self._unset_keepalive_if_required()
+        self._times.idle_since = None
+        if self._times.waiting_since is None:
+            self._times.waiting_since = self.loop.time()
+        self._receive(data)
         self._last = self._last_with_id = None
         if begins and self._between_messages:
             self._cache_head(data)
+
+    def _receive(self, data: bytes) -> None:
+        """Parse what a read brought, and count what is neither a body nor a complete head."""
+        in_head, self._has_body_progress = self._in_head, False
+        if in_head:
+            self._head_bytes += len(data)
+        self._parse(data)
+        if not in_head and not self._has_body_progress:
+            self._head_bytes += len(data)
+        if self._head_bytes > self._max_head_bytes and not self._between_messages:
+            self._reject(431)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what a read brought: a loop, because each request in it may offer an upgrade."""
+        pieces = [memoryview(data)]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._declining_upgrade:
+                    # Parse the request again without its offer; the parser says where its head ended.
+                    self._declining_upgrade = False
+                    pieces += (piece[upgrade.args[0] :], memoryview(self._head_without_upgrade()))
+                    self.parser = self._new_parser()
+                elif self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                else:  # a CONNECT
+                    self._reject(400)
+                    return
+            except httptools.HttpParserError as failed:
+                self._refuse_bytes(failed)
+                return
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        if hasattr(parser, "set_dangerous_leniencies"):  # as uvicorn does with its own
+            parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def _refuse_bytes(self, failed: httptools.HttpParserError) -> None:
+        """Answer bytes that are no request, or whose handling failed."""
+        cause = (
+            failed.__context__ if isinstance(failed, httptools.HttpParserCallbackError) else None
+        )
+        if cause is None or isinstance(cause, httptools.HttpParserError | UnicodeError):
+            self._reject(400)
+        else:
+            log.error("request_handling_failed", exc_info=cause)
+            self._reject(500)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the handler of the active request, whether or not others are queued behind it."""
@@ -246,6 +206,11 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self.headers = []
         self.expect_100_continue = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; trailers are ignored."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Start one of the router's requests, or leave it to uvicorn."""
         parser = self.parser
@@ -254,10 +219,17 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
             if self._declining_upgrade:
                 return
         self._check_head_size()
-        self._in_head = False
-        self._waiting_since = self.loop.time()
+        self._times.begin_body(self.loop.time())
+        self._app_body_bytes = 0
+        if not self.url.startswith(b"/"):
+            self.url = path_of(self.url)
         peer = self.client[0] if self.client else None
         head = self.router.match(parser.get_method(), self.url, self.headers, peer)
+        length = next((v for n, v in self.headers if n == b"content-length"), b"")
+        if head is None:
+            self._check_app_body(int(length) if length.isdigit() else 0)
+        self._in_head = False
+        self._head_bytes = 0
         if head is None:
             self._receiving = None
             self._build_scope()
@@ -265,7 +237,6 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
             return
         # A client of HTTP/1.0 would have to be told that the connection is kept, and waits for its end otherwise.
         http_1_1 = parser.get_http_version() != "1.0"
-        length = next((v for n, v in self.headers if n == b"content-length"), b"")
         chunked = any(n == b"transfer-encoding" for n, _ in self.headers)
         self._start(
             head,
@@ -277,10 +248,14 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
 
     def on_body(self, body: bytes) -> None:
         """Hand on a piece of a request's body."""
-        self._waiting_since = self.loop.time()
+        self._times.receive_body(len(body), self.loop.time())
+        self._has_body_progress = True
+        self._head_bytes = 0
         if self._receiving is not None:
             self._receiving.receive(body)
-        else:
+        elif not self.cycle.response_complete:
+            self._app_body_bytes += len(body)
+            self._check_app_body(self._app_body_bytes)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -290,39 +265,13 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self._between_messages = True
         self._in_head = True
         self._head_bytes = 0
-        self._waiting_since = None
+        self._times.waiting_since = None
         if self._receiving is not None:
             self._receiving.receive_all()
         else:
             super().on_message_complete()
 
     # -- uvicorn callbacks -------------------------------------------------------------------
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Parse a request again without its offer to upgrade.
-
-        uvicorn calls this while it handles the parser's HttpParserUpgrade, which says where the head ended.
-        """
-        if not self._declining_upgrade:  # a CONNECT
-            super()._unsupported_upgrade_warning()
-            return
-        self._declining_upgrade = False
-        upgrade = sys.exc_info()[1]
-        assert isinstance(upgrade, httptools.HttpParserUpgrade)
-        rest = self._read[upgrade.args[0] :]
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no request, unless a response is being sent or the request was rejected already."""
-        if self._active is not None and not self._active.response_complete:
-            self._active.connection_lost()
-            self.transport.abort()
-        elif not self._rejected:
-            super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         """Start the next pipelined request, whichever side serves it."""
@@ -348,7 +297,7 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
             return
         self.server_state.total_requests += 1
         self.flow.resume_reading()
-        self._idle_since = self.loop.time()
+        self._times.idle_since = self.loop.time()
 
     def resume_reading(self) -> None:
         """Read on, unless many requests are queued already.
@@ -360,19 +309,19 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
 
     def check_timeouts(self, now: float) -> None:
         """Close the connection if its request takes too long, or if it has been idle for too long."""
-        if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+        times = self._times
+        if times.idle_since is not None and now - times.idle_since > self.timeout_keep_alive:
             self.transport.close()
-        if self._waiting_since is None or self.transport.is_closing():
+        if times.waiting_since is None or self.transport.is_closing():
             return
         if self.flow.read_paused:  # the request is not waited for
-            self._waiting_since = now
-            return
-        waited = now - self._waiting_since
-        limits = self.router.limits
-        if self._in_head and waited > limits.header_timeout_s:
+            times.begin_body(now)
+        elif times.is_late(now, self.router.limits, in_head=self._in_head):
             self._reject(408)
-        elif not self._in_head and waited > limits.body_timeout_s:
-            self.transport.abort()
+
+    def discount(self, seconds: float) -> None:
+        """Count time in which this process stood still against no timeout."""
+        self._times.discount(seconds)
 
     def _start(
         self,
@@ -412,7 +361,7 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         request = self._queued.popleft()
         self.flow.resume_reading()
         if not request.complete:
-            self._waiting_since = self.loop.time()
+            self._times.begin_body(self.loop.time())
         self._open(request)
         request.deliver_received()
 
@@ -438,34 +387,72 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self.url, self.expect_100_continue = url, expect
         self.headers += headers
 
+    @property
+    def _max_head_bytes(self) -> int:
+        return self.router.limits.max_header_kb * 1024
+
+    def _head_without_upgrade(self) -> bytes:
+        """Return the head of the current request without its offer to switch to another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
     def _check_head_size(self) -> None:
         """Check the size of a complete head.
 
         Raises:
             HttpParserError: It is too large; the client has been answered.
         """
-        limit = self.router.limits.max_header_kb * 1024
+        limit = self._max_head_bytes
         # What came in one read with the head may be its body, so it is counted only where it could be too large.
-        if self._head_bytes > limit and sum(len(n) + len(v) + 4 for n, v in self.headers) > limit:
+        if (
+            self._head_bytes > limit
+            and len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers) > limit
+        ):
             self._reject(431)
             raise httptools.HttpParserError("the head is too large")
+
+    def _check_app_body(self, size: int) -> None:
+        """Check the size of a body for the ASGI application.
+
+        Raises:
+            HttpParserError: It is too large; the client has been answered.
+        """
+        if size > _MAX_APP_BODY_BYTES:
+            self._reject(413)
+            raise httptools.HttpParserError("the body is too large")
 
     def _reject(self, status: int) -> None:
         """Answer, unless a response is being sent, and close."""
         if self._rejected:
             return
         self._rejected = True
-        current: RequestResponseCycle | None = self.cycle
-        if current is not None and not current.response_complete:
+        if self._is_responding or (self._between_messages and not self._head_bytes):
             self.transport.abort()
             return
-        if self._head_bytes:
-            body = self.router.error_body(status)
-            self.transport.write(
-                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"connection: close\r\n\r\n%b" % (status, _REASONS[status], len(body), body)
-            )
-        self.transport.close()
+        body = self.router.error_body(status)
+        self.transport.write(
+            STATUS_LINE[status] + b"content-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (len(body), body)
+        )
+        if status == 408 or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            # Closing immediately would reset the connection while the client sends, and it would not see the response.
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self.loop.call_later(LINGER_S, self.transport.close)
+
+    @property
+    def _is_responding(self) -> bool:
+        """Whether a response has begun, or belongs to an earlier request: another one can't be sent then."""
+        current: RequestResponseCycle | ServerRequest | None = self.cycle
+        if current is None:
+            return False
+        if current.response_complete:
+            return not self._in_head
+        return self._in_head or bool(self.pipeline) or current.response_started
 
 
 def protocol_for(router: Router[H]) -> type[HttpProtocol[H]]:

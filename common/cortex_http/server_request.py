@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 from cortex_http.headers import Headers, lines
 from cortex_http.sockets import is_peer_unresponsive
 
-_LINGER_S = 10.0
+LINGER_S = 10.0
 """Seconds to go on reading a body that was already answered: closing immediately would reset the connection, and the
 client would never see the response."""
 
@@ -163,6 +163,7 @@ class ServerRequest:
         "length",
         "message_event",
         "response_complete",
+        "response_started",
         "size",
     )
 
@@ -190,6 +191,7 @@ class ServerRequest:
         self._linger_timer: asyncio.TimerHandle | None = None
         # What uvicorn reads or sets on its own cycles.
         self.response_complete = False
+        self.response_started = False
         self.disconnected = False
         self.message_event = _NO_EVENT
         self.keep_alive = keep_alive
@@ -244,6 +246,7 @@ class ServerRequest:
 
     def respond(self, status: int, lines: bytes, length: int | None) -> None:
         """Send the response head."""
+        self.response_started = True
         if not self.complete and not self._is_short:
             self.keep_alive = False
         self._chunked = False
@@ -300,7 +303,7 @@ class ServerRequest:
         transport = self._protocol.transport
         self.response_complete = True
         if not self.complete:
-            self._linger_timer = self._protocol.loop.call_later(_LINGER_S, transport.close)
+            self._linger_timer = self._protocol.loop.call_later(LINGER_S, transport.close)
         elif not self.keep_alive:
             transport.close()
         self._protocol.response_complete()

@@ -35,15 +35,23 @@ def protocol_error(status: int, max_header_kb: int) -> CortexError:
     """Return the error for a request that the HTTP protocol rejects.
 
     Args:
-        status: 408 or 431.
+        status: 400, 408, 413, 431 or 500.
         max_header_kb: Limit of a head's size in KiB.
     """
-    if status == RequestTimedOut.status:
-        return RequestTimedOut("the request's head did not arrive in time")
-    return HeadTooLarge(
-        f"the request's head is larger than {max_header_kb} KiB",
-        hints=["[limits] max_header_kb in cortex.toml sets the limit"],
-    )
+    match status:
+        case 400:
+            return BadRequest("this is not HTTP/1.1")
+        case 408:
+            return RequestTimedOut("the request did not arrive in time")
+        case 413:
+            return BodyTooLarge("the body is larger than 1 MiB, which is the limit of this route")
+        case 431:
+            return HeadTooLarge(
+                f"the request's head is larger than {max_header_kb} KiB",
+                hints=["[limits] max_header_kb in cortex.toml sets the limit"],
+            )
+        case _:
+            return CortexError("internal error")
 
 
 def body_too_large(limit: int) -> BodyTooLarge:

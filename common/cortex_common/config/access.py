@@ -41,6 +41,10 @@ class LimitsSection(Section):
     body_timeout_s: PositiveSeconds = 120.0
     """Seconds without receiving any byte of a request body after which the connection is closed."""
 
+    min_body_rate_kb: Annotated[int, Field(ge=0, le=1_000_000)] = 16
+    """KiB of a request body that must arrive per second on average, after the first `body_timeout_s`; 0 turns this
+    off."""
+
     max_header_kb: Annotated[int, Field(ge=4, le=1024)] = 64
     """Maximum size of request line and headers in KiB. Larger ones are rejected with 431 and the connection is
     closed."""
