@@ -10,16 +10,23 @@ all of them, and the largest headroom of the pool applies to all.
 
 Consequently, two concurrent loads can't be granted the same memory, an engine that allocates more than it was granted
 is noticed immediately, and the memory of a stopped engine becomes available when the device reports it free.
+
+A load of unknown size takes a whole device. A size that was learned can exceed what an empty device has available,
+because the engine also used headroom; such a load needs an empty device, and is not refused for good.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cortex_common.errors import BadRequest, DoesNotFit
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId
+
+WHOLE_DEVICE_SHARE = 0.9
+"""Share of an empty device's memory that a load of unknown size needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +95,14 @@ class DeviceAccount:
         reserved_mb: granted to instances and not yet allocated.
         other_mb: used by processes that are not this node's engines.
         available_mb: what a new load can be granted.
+        empty_mb: what a load could be granted if no instance were on the device, or in its pool.
     """
 
     memory: DeviceMemory
     reserved_mb: int
     other_mb: int
     available_mb: int
+    empty_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +110,40 @@ class MemoryRequest:
     """The memory that a load asks for.
 
     Attributes:
-        per_device_mb: size on each device; None, for an unknown size, takes all available memory of the emptiest.
+        per_device_mb: size on each device; None, for an unknown size, takes all available memory of an almost empty
+            device.
         count: number of devices to spread over.
         devices: device indices chosen by the caller; empty lets the ledger choose.
         kinds: kinds of device that the engine supports, in order of preference.
+        host_mb: MiB of the host's RAM in addition, checked if the cpu device is offered.
+        budget_mb: MiB on each device that the engine will be told to use; passed on to the reservation.
+        learned: the size was measured, so it can include headroom; an empty device then suffices.
     """
 
     per_device_mb: int | None
     count: int
     devices: tuple[int, ...]
     kinds: tuple[DeviceKind, ...]
+    host_mb: int = 0
+    budget_mb: int | None = None
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The devices and the size per device that were admitted for a load."""
+    """What was admitted for a load.
+
+    Attributes:
+        devices: indices of the devices.
+        per_device_mb: MiB reserved on each of them.
+        host_mb: MiB of the host's RAM reserved in addition.
+        budget_mb: MiB on each device that the engine is told to use; None if none.
+    """
 
     devices: tuple[int, ...]
     per_device_mb: int
+    host_mb: int = 0
+    budget_mb: int | None = None
 
 
 def compute_accounts(
@@ -128,28 +153,36 @@ def compute_accounts(
     memory = tuple(memory)
     pool = [device for device in memory if device.pool_free_mb is not None]
     pooled = {device.index for device in pool}
-    pool_mb = (
+    in_pool = [grant for grant in grants if grant.device in pooled]
+    pool_empty_mb = (
         min((device.pool_free_mb or 0 for device in pool), default=0)
         - max((device.headroom_mb for device in pool), default=0)
-        - sum(grant.reserved_mb for grant in grants if grant.device in pooled)
+        + sum(grant.measured_mb or 0 for grant in in_pool)
     )
+    pool_mb = pool_empty_mb - sum(g.reserved_mb + (g.measured_mb or 0) for g in in_pool)
     return tuple(
-        _compute_account(device, [g for g in grants if g.device == device.index], pool_mb)
+        _compute_account(
+            device, [g for g in grants if g.device == device.index], pool_mb, pool_empty_mb
+        )
         for device in memory
     )
 
 
-def _compute_account(device: DeviceMemory, grants: Sequence[Grant], pool_mb: int) -> DeviceAccount:
+def _compute_account(
+    device: DeviceMemory, grants: Sequence[Grant], pool_mb: int, pool_empty_mb: int
+) -> DeviceAccount:
     reserved = sum(grant.reserved_mb for grant in grants)
     ours = sum(grant.measured_mb or 0 for grant in grants)
     available = device.free_mb - device.headroom_mb - reserved
+    empty = device.free_mb - device.headroom_mb + ours
     if device.pool_free_mb is not None:
-        available = min(available, pool_mb)
+        available, empty = min(available, pool_mb), min(empty, pool_empty_mb)
     return DeviceAccount(
         memory=device,
         reserved_mb=reserved,
         other_mb=max(0, device.used_mb - ours),
         available_mb=max(0, available) if device.usable else 0,
+        empty_mb=max(0, empty) if device.usable else 0,
     )
 
 
@@ -166,24 +199,74 @@ def admit(
     """
     accounts = compute_accounts(memory, grants)
     candidates = _candidates(request, accounts)
+    _check_host_memory(request, accounts)
     if request.per_device_mb is None:
-        emptiest = _one_per_pool(sorted(candidates, key=lambda a: -a.available_mb))
-        chosen = emptiest[: request.count]
-        least = min((a.available_mb for a in chosen), default=0)
-        if len(chosen) == request.count and least > 0:
-            return Reservation(tuple(sorted(a.memory.index for a in chosen)), least)
-        raise _does_not_fit(request, accounts)
+        return _admit_whole(request, accounts, candidates)
     for kind in request.kinds:
         fitting = [
             account
             for account in candidates
-            if account.memory.kind == kind and account.available_mb >= request.per_device_mb
+            if account.memory.kind == kind and account.available_mb >= _needed_mb(request, account)
         ]
         fitting = _one_per_pool(sorted(fitting, key=lambda a: (a.available_mb, a.memory.index)))
         if len(fitting) >= request.count:
-            indices = sorted(a.memory.index for a in fitting[: request.count])
-            return Reservation(tuple(indices), request.per_device_mb)
+            chosen = fitting[: request.count]
+            granted = min([request.per_device_mb, *(a.available_mb for a in chosen)])
+            return _reservation(request, chosen, granted)
     raise _does_not_fit(request, accounts)
+
+
+def _reservation(
+    request: MemoryRequest, chosen: Sequence[DeviceAccount], granted_mb: int
+) -> Reservation:
+    devices = tuple(sorted(a.memory.index for a in chosen))
+    return Reservation(devices, granted_mb, request.host_mb, request.budget_mb)
+
+
+def _check_host_memory(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> None:
+    """Check that the host's RAM, if it is offered, has what a load needs there.
+
+    Raises:
+        DoesNotFit: it has less.
+    """
+    host = next((a for a in accounts if a.memory.kind is DeviceKind.CPU), None)
+    if host is not None and request.host_mb > host.available_mb:
+        raise DoesNotFit(
+            f"{request.host_mb} MiB of the host's RAM are needed for layers that stay there; "
+            f"{host.available_mb} MiB are available",
+            hints=("keep more layers on the GPU, or unload a model that uses RAM on this node",),
+            details={"needed_host_mb": request.host_mb, "available_host_mb": host.available_mb},
+        )
+
+
+def _needed_mb(request: MemoryRequest, account: DeviceAccount) -> int:
+    """Return the MiB that a load of known size needs on a device."""
+    needed = request.per_device_mb or 0
+    if not request.learned:
+        return needed
+    beyond_mb = needed - account.empty_mb
+    return account.empty_mb if 0 < beyond_mb <= account.memory.headroom_mb else needed
+
+
+def _admit_whole(
+    request: MemoryRequest, accounts: Sequence[DeviceAccount], candidates: Sequence[DeviceAccount]
+) -> Reservation:
+    """Reserve all available memory of the emptiest devices, if they are almost empty."""
+    needed = _whole_device_mb(request, candidates)
+    emptiest = _one_per_pool(sorted(candidates, key=lambda a: -a.available_mb))
+    chosen = emptiest[: request.count]
+    granted = min((a.available_mb for a in chosen), default=0)
+    if len(chosen) == request.count and granted >= max(1, needed or 0):
+        return _reservation(request, chosen, granted)
+    raise _does_not_fit(request, accounts, needed)
+
+
+def _whole_device_mb(request: MemoryRequest, candidates: Sequence[DeviceAccount]) -> int | None:
+    """Return the MiB that a load of unknown size needs on each device; None if there are too few devices."""
+    empty = sorted((a.empty_mb for a in _one_per_pool(candidates)), reverse=True)
+    if not request.count or len(empty) < request.count:
+        return None
+    return math.ceil(empty[request.count - 1] * WHOLE_DEVICE_SHARE)
 
 
 def _one_per_pool(candidates: Iterable[DeviceAccount]) -> list[DeviceAccount]:
@@ -219,7 +302,9 @@ def _candidates(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> li
     return usable
 
 
-def _does_not_fit(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> DoesNotFit:
+def _does_not_fit(
+    request: MemoryRequest, accounts: Sequence[DeviceAccount], whole_mb: int | None = None
+) -> DoesNotFit:
     suitable = [a for a in accounts if a.memory.kind in request.kinds]
     where = "one device" if request.count == 1 else f"each of {request.count} devices"
     hints: list[str] = []
@@ -233,7 +318,7 @@ def _does_not_fit(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> 
         size = (
             f"{request.per_device_mb} MiB"
             if request.per_device_mb is not None
-            else "a load of unknown size"
+            else "a load of unknown size, which needs an almost empty device,"
         )
         message = f"{size} on {where} does not fit: at most {most} MiB are available"
         hints.append("unload a model on this node, or use a smaller quantization or context")
@@ -241,7 +326,7 @@ def _does_not_fit(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> 
         message,
         hints=hints,
         details={
-            "needed_mb": request.per_device_mb,
+            "needed_mb": whole_mb if request.per_device_mb is None else request.per_device_mb,
             "devices": [
                 {
                     "index": a.memory.index,

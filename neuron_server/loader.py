@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable, Collection
 
 from cortex_common.clock import Clock
-from cortex_common.errors import DoesNotFit
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadResponse, LoadSpec
 from neuron_server.admission import join_existing, memory_requests, reject_second_parallel
 from neuron_server.hardware.host import Host
@@ -79,18 +78,13 @@ class Loader:
         entry = self._registry.get(spec.harness)
         if answer := self._join(spec, known):
             return answer
-        devices = self._devices.devices
-        kinds = {d.kind for d in devices if not spec.devices or d.index in spec.devices}
-        requests = await memory_requests(spec, entry.harness, kinds, self._state)
+        requests = await memory_requests(spec, entry.harness, self._devices.devices, self._state)
+        await (
+            self._host.measure()
+        )  # other processes may have taken or freed memory since the last reading
         if answer := self._join(spec, known):
             return answer
-        try:
-            reservation = self._memory.admit(requests, self._instances.snapshots)
-        except DoesNotFit:
-            await self._host.measure()  # an engine may have ended since the last reading
-            if answer := self._join(spec, known):
-                return answer
-            reservation = self._memory.admit(requests, self._instances.snapshots)
+        reservation = self._memory.admit(requests, self._instances.snapshots)
         return self._start(spec, entry, reservation)
 
     def manage(self, instance: Instance, entry: RegistryEntry) -> ManagedInstance:
@@ -139,14 +133,16 @@ class Loader:
         harness = entry.harness
         if harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
             reject_second_parallel(spec.harness, self._instances.snapshots)
-        kind = self._memory.device_kind(reservation.devices[0]) if reservation.devices else None
-        past = self._state.past_load(spec, kind) if kind else None
+        past = self._state.past_load(spec, self._memory.card_key(reservation.devices))
         attached = isinstance(harness, AttachedHarness)
         instance = Instance(
             id=instance_id,
             spec=spec,
             devices=reservation.devices,
             granted_mb=reservation.per_device_mb,
+            budget_mb=_budget_mb(reservation),
+            host_mb=reservation.host_mb,
+            grows=harness.capabilities.grows,
             port=0 if attached else self.free_port(entry, str(instance_id)),
             started_at=self._clock.unix(),
             expected_load_s=past.seconds if past else None,
@@ -161,6 +157,14 @@ class Loader:
             model=spec.model_id,
             devices=list(reservation.devices),
             granted_mb=reservation.per_device_mb,
+            budget_mb=instance.budget_mb,
         )
         managed.runner.start()
         return LoadResponse(status="loading", instance_id=instance_id)
+
+
+def _budget_mb(reservation: Reservation) -> int | None:
+    """Return the MiB that an engine is told to use: all that it was granted if its size is unknown."""
+    if not reservation.devices:
+        return None
+    return reservation.per_device_mb if reservation.budget_mb is None else reservation.budget_mb

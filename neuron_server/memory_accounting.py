@@ -10,10 +10,18 @@ from cortex_common.errors import DoesNotFit
 from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, Health
 from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server import views
+from neuron_server.admission import card_key
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.hardware.sample import DeviceSample
 from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance
-from neuron_server.ledger import DeviceMemory, Grant, MemoryRequest, Reservation, admit
+from neuron_server.ledger import (
+    DeviceMemory,
+    Grant,
+    MemoryRequest,
+    Reservation,
+    admit,
+    compute_accounts,
+)
 from neuron_server.process.process_table import ProcessFinder
 
 
@@ -49,7 +57,7 @@ class MemoryAccounting:
             BadRequest: see `ledger.admit`.
             DoesNotFit: none fits; the error is that of the first request.
         """
-        grants = [grant for instance in instances for grant in self.grants(instance)]
+        grants = self._all_grants(instances)
         first_error: DoesNotFit | None = None
         for request in requests:
             try:
@@ -62,20 +70,69 @@ class MemoryAccounting:
     def grants(self, instance: Instance) -> list[Grant]:
         """Return an instance's grants, one per device.
 
-        On a cpu device the whole grant stays reserved for as long as the instance exists: it is a budget, and resident
-        memory grows with use. On a GPU an engine allocates all its memory while it loads, so the unused part is
-        released afterwards. This holds even where the driver can't attribute memory to processes (in some containers,
-        or for an attached engine), because free memory is measured.
+        On a cpu device, and with an engine that grows, the whole grant stays reserved for as long as the instance
+        exists: it is a budget, and memory grows with use. Otherwise an engine allocates all its GPU memory while it
+        loads, so the unused part is released afterwards. This holds even where the driver can't attribute memory to
+        processes (in some containers, or for an attached engine), because free memory is measured.
         """
         if instance.state not in HOLDING_MEMORY:
             return []
         grants = []
         for index in instance.devices:
-            measured = self._reading.samples[index].by_instance.get(instance.id)
-            allocates_at_load = instance.attached or self.device_kind(index) is not DeviceKind.CPU
-            released = allocates_at_load and instance.state is not InstanceState.LOADING
-            grants.append(Grant(instance.id, index, instance.granted_mb, measured, released))
+            on_cpu = self.device_kind(index) is DeviceKind.CPU
+            keeps = (on_cpu or instance.grows) and not instance.attached
+            released = not keeps and instance.state is not InstanceState.LOADING
+            measured = self._measured_mb(instance, index)
+            granted = instance.granted_mb if instance.held_mb is None else instance.held_mb
+            grants.append(Grant(instance.id, index, granted, measured, released))
         return grants
+
+    def held_mb(self, instance: Instance) -> int:
+        """Return the MiB per device that an instance holds or has reserved."""
+        grants = self.grants(instance)
+        return max((g.reserved_mb + (g.measured_mb or 0) for g in grants), default=0)
+
+    def readmit(self, instance: Instance, size_mb: int, instances: Iterable[Instance]) -> int:
+        """Reserve memory for the restart of an instance's engine on its devices; return the MiB per device.
+
+        Raises:
+            DoesNotFit: the memory has been taken meanwhile.
+        """
+        if not instance.devices:
+            return instance.granted_mb
+        request = MemoryRequest(
+            size_mb,
+            len(instance.devices),
+            instance.devices,
+            (self.device_kind(instance.devices[0]),),
+            learned=True,
+        )
+        others = [other for other in instances if other.id != instance.id]
+        return self.admit([request], others).per_device_mb
+
+    def empty_mb(self, devices: Iterable[int], instances: Iterable[Instance]) -> int:
+        """Return the MiB that a load could be granted on each of some devices if they had no instance."""
+        accounts = compute_accounts(self._device_memory(), self._all_grants(instances))
+        return min((accounts[index].empty_mb for index in devices), default=0)
+
+    def _all_grants(self, instances: Iterable[Instance]) -> list[Grant]:
+        """Return the grants of all instances, those of the host's RAM included."""
+        grants: list[Grant] = []
+        cpu = next((d.index for d in self.devices if d.kind is DeviceKind.CPU), None)
+        for instance in instances:
+            own = self.grants(instance)
+            if own and instance.host_mb and cpu is not None and cpu not in instance.devices:
+                measured = self._reading.samples[cpu].by_instance.get(instance.id)
+                own.append(Grant(instance.id, cpu, instance.host_mb, measured))
+            grants += own
+        return grants
+
+    def _measured_mb(self, instance: Instance, index: int) -> int | None:
+        """Return the MiB of an instance on one of its devices; None if they could not be measured."""
+        measured = self._reading.samples[index].by_instance.get(instance.id)
+        if measured is None and instance.attributed_mb:
+            return instance.attributed_mb[instance.devices.index(index)]
+        return measured
 
     def footprint_mb(self, instance: Instance) -> tuple[int, ...]:
         """Return the MiB that unloading an instance would free on each of its devices."""
@@ -83,12 +140,31 @@ class MemoryAccounting:
 
     def with_measurements(self, instance: Instance) -> Instance:
         """Return the instance with the latest reading's measurements."""
-        measured = [self._reading.samples[i].by_instance.get(instance.id) for i in instance.devices]
+        measured = [self._measured_mb(instance, index) for index in instance.devices]
         sizes = tuple(size for size in measured if size is not None)
         if len(sizes) < len(measured):
             return instance
         peak = max((instance.peak_mb, *sizes))
         return dataclasses.replace(instance, measured_mb=sizes, peak_mb=peak)
+
+    def used_mb(self, devices: Iterable[int]) -> tuple[int, ...]:
+        """Return the MiB in use on each given device."""
+        return tuple(self._reading.samples[index].used_mb for index in devices)
+
+    def attribute(self, instance: Instance, before: Sequence[int]) -> Instance:
+        """Attribute the rise of its devices' use since `before` (MiB on each) to an instance, if all of them rose."""
+        now = self.used_mb(instance.devices)
+        rises = tuple(used - base for used, base in zip(now, before, strict=True))
+        return (
+            dataclasses.replace(instance, attributed_mb=rises)
+            if all(rise > 0 for rise in rises)
+            else instance
+        )
+
+    def is_attributed(self, instance: Instance) -> bool:
+        """Return whether the driver attributed memory to an instance on all its devices."""
+        samples = self._reading.samples
+        return all(instance.id in samples[index].by_instance for index in instance.devices)
 
     def free_mb(self, devices: Iterable[int]) -> list[int]:
         """Return the free MiB of each given device."""
@@ -98,9 +174,13 @@ class MemoryAccounting:
         """Return the kind of a device."""
         return self.devices[index].kind
 
+    def card_key(self, devices: Iterable[int]) -> str:
+        """Return the key under which sizes on some devices are learned."""
+        return card_key([self.devices[index] for index in devices])
+
     def health(self, uptime_s: float, instances: Iterable[Instance]) -> Health:
         """Return the body of GET /health."""
-        grants = [grant for instance in instances for grant in self.grants(instance)]
+        grants = self._all_grants(instances)
         return views.health(uptime_s, self._reading, self._device_memory(), grants)
 
     def _device_memory(self) -> list[DeviceMemory]:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
+from urllib.parse import quote
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -56,6 +57,9 @@ class EngineRecord(WireModel):
     spec: LoadSpec
     devices: Devices
     granted_mb: Mib
+    budget_mb: Mib | None = None
+    host_mb: Mib = 0
+    attributed_mb: Annotated[tuple[Mib, ...], Field(max_length=64)] = ()
     port: Annotated[int, Field(ge=0, le=65535)]
     pid: PositiveCount
     started_ticks: Count
@@ -67,15 +71,19 @@ class EngineRecord(WireModel):
 
 
 class PastLoad(WireModel):
-    """The time and memory that the last load of a spec took on this host.
+    """The time and memory that the last loads of a spec took on a type of device of this host.
 
     Attributes:
-        seconds: duration of the load.
-        per_device_mb: highest MiB measured on one device.
+        seconds: duration of the last load that succeeded; None if none did.
+        per_device_mb: highest MiB measured on one device; None if it was not measured.
+        budget_mb: MiB that the engine was told to use.
+        too_small_mb: MiB on each device with which the engine ran out of memory since then.
     """
 
-    seconds: Seconds
+    seconds: Seconds | None = None
     per_device_mb: Mib | None = None
+    budget_mb: Mib | None = None
+    too_small_mb: Mib | None = None
 
 
 class StateDir:
@@ -153,17 +161,26 @@ class StateDir:
             if record is not None:
                 yield record
 
-    def past_load(self, spec: LoadSpec, kind: str) -> PastLoad | None:
-        """Return what the last load of a spec on a kind of device took; None if there was none."""
+    def past_load(self, spec: LoadSpec, card: str) -> PastLoad | None:
+        """Return what the last load of a spec on a type of device took; None if there was none."""
         try:
-            return PastLoad.model_validate(self._read_loads()[_load_key(spec, kind)])
+            return PastLoad.model_validate(self._read_loads()[_load_key(spec, card)])
         except (KeyError, ValidationError):
             return None
 
-    def save_past_load(self, spec: LoadSpec, kind: str, load: PastLoad) -> None:
+    def save_past_load(self, spec: LoadSpec, card: str, load: PastLoad) -> None:
         """Save what a load took, for future estimates."""
-        loads = self._read_loads() | {_load_key(spec, kind): load.model_dump()}
+        loads = self._read_loads() | {_load_key(spec, card): load.model_dump()}
         self._replace(self._loads_file, json.dumps(loads, indent=1))
+
+    def forget_past_loads(self, model: str) -> bool:
+        """Forget what loads of a model took; return whether anything was known."""
+        loads = self._read_loads()
+        kept = {key: load for key, load in loads.items() if key.split(" ", 1)[0] != quote(model)}
+        if len(kept) == len(loads):
+            return False
+        self._replace(self._loads_file, json.dumps(kept, indent=1))
+        return True
 
     def load_cycles(self) -> dict[str, LoadCycles]:
         """Return the saved load cycles of the attached engines, by harness."""
@@ -235,8 +252,9 @@ def owner_id(state_dir: Path) -> str:
     return hashlib.sha256(str(state_dir.absolute()).encode()).hexdigest()[:16]
 
 
-def _load_key(spec: LoadSpec, kind: str) -> str:
-    """Return a key of everything that a load's memory and time depend on."""
+def _load_key(spec: LoadSpec, card: str) -> str:
+    """Return a key of everything that a load's memory and time depend on; it begins with the model's quoted name."""
     parts = (spec.harness, spec.source or spec.model_id, spec.file, spec.quant, spec.context)
-    sizes = (spec.parallel, spec.tensor_parallel, kind, *spec.args)
-    return " ".join("-" if part is None else str(part) for part in (*parts, *sizes))
+    sizes = (spec.parallel, spec.tensor_parallel, spec.vram_mb, card, *spec.args)
+    values = ("-" if part is None else str(part) for part in (*parts, *sizes))
+    return " ".join((quote(spec.model_id), *values))

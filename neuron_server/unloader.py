@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from cortex_common.backoff import Backoff
 from cortex_common.clock import Clock
@@ -34,6 +35,7 @@ class Unloader:
         clock: measures durations.
         free_mb: returns the free MiB of devices as of the latest reading.
         before_stop: called with an instance before its engine is stopped.
+        stopping: the context in which an instance's engine is stopped: see `device_order`.
         after_stop: called with an instance once its memory is free.
     """
 
@@ -45,6 +47,7 @@ class Unloader:
         *,
         free_mb: Callable[[Sequence[int]], list[int]],
         before_stop: Callable[[Instance], None],
+        stopping: Callable[[Instance], AbstractAsyncContextManager[None]],
         after_stop: Callable[[Instance], None],
     ) -> None:
         self._inflight = inflight
@@ -52,6 +55,7 @@ class Unloader:
         self._clock = clock
         self._free_mb = free_mb
         self._before_stop = before_stop
+        self._stopping = stopping
         self._after_stop = after_stop
 
     async def unload(self, managed: ManagedInstance, drain_s: float, *, force: bool = True) -> None:
@@ -107,7 +111,8 @@ class Unloader:
         return False
 
     async def _stop(self, managed: ManagedInstance) -> None:
-        """Stop the engine, and try again until that has succeeded: its memory is not free before."""
+        """Stop the engine in its turn, and wait until its memory is free."""
+        stopping = self._stopping(managed.instance)
         if managed.instance.state is not InstanceState.STOPPING:
             self._host.update(advance(managed.instance, InstanceState.STOPPING))
         instance = managed.instance
@@ -115,6 +120,17 @@ class Unloader:
             "unload_started", instance=instance.id, model=instance.spec.model_id
         )
         self._before_stop(instance)
+        async with stopping:
+            await self._stop_engine(managed)
+            if any(managed.instance.measured_mb):
+                await wait_until_freed(
+                    self._clock, lambda: self._measure_free_mb(managed.instance.devices)
+                )
+            else:
+                await self._host.measure()
+
+    async def _stop_engine(self, managed: ManagedInstance) -> None:
+        """Stop the engine, and try again until that has succeeded: its memory is not free before."""
         for failures in itertools.count(1):
             try:
                 await managed.runner.stop()
@@ -122,15 +138,12 @@ class Unloader:
             except Exception as error:  # noqa: BLE001 - whatever it is, such as a lack of descriptors, can pass
                 with contextlib.suppress(Exception):
                     self._host.record_event(
-                        "engine_stop_failed", logging.ERROR, instance=instance.id, reason=error
+                        "engine_stop_failed",
+                        logging.ERROR,
+                        instance=managed.instance.id,
+                        reason=error,
                     )
                 await asyncio.sleep(_RETRY_BACKOFF.delay_s(failures))
-        if any(managed.instance.measured_mb):
-            await wait_until_freed(
-                self._clock, lambda: self._measure_free_mb(managed.instance.devices)
-            )
-        else:
-            await self._host.measure()
 
     async def _measure_free_mb(self, devices: Sequence[int]) -> list[int]:
         await self._host.measure()

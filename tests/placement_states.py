@@ -50,6 +50,7 @@ def instance(
         devices=devices,
         vram_used_mb=mb * len(devices),
         vram_by_device=(mb,) * len(devices),
+        vram_measured_mb=(mb,) * len(devices),
         load_seconds=1.0,
         started_at=NOW - 3600,
         last_used=NOW - 600,

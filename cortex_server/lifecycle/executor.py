@@ -20,6 +20,7 @@ from cortex_common.schema.instances import (
 )
 from cortex_server.fleet.state import Fleet
 from cortex_server.placement.engine_restarts import Restart
+from cortex_server.placement.fit import SizeSource
 from cortex_server.placement.pending_loads import LoadOrder
 
 log = logging.getLogger("cortex.lifecycle")
@@ -264,9 +265,9 @@ class Executor:
 
     async def _load(self, order: LoadOrder) -> None:
         plan, size = order.plan, order.plan.shape.size
-        spec = order.model_config.spec(
-            plan.devices, order.instance, device_mb=size.device_mb or None
-        )
+        measured = size.source is SizeSource.MEASURED
+        reserve_mb = size.device_mb if measured else None
+        spec = order.model_config.spec(plan.devices, order.instance, reserve_mb=reserve_mb)
         event(
             log,
             "load_started",

@@ -60,7 +60,7 @@ class LoadOutcomes(ExecutorEvents):
         if needed_mb is not None:
             shape = order.plan.shape
             self._measurements.record_refusal(
-                order.model_config, shape.kind, shape.devices, needed_mb
+                order.model_config, shape.kind, shape.devices, order.plan.card, needed_mb
             )
         self._post(lambda now: self._scheduler.refused(order.instance, now))
 

@@ -11,9 +11,10 @@ from typing_extensions import override
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeView
 from cortex_common.schema.hardware import DeviceKind
-from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_common.schema.instances import OUT_OF_MEMORY, InstanceId, InstanceState, ModelId
+from cortex_server.placement.capacity import node_capacity
 from cortex_server.placement.eviction import ModelStats, StatsByModel
-from cortex_server.placement.fit import Size, SizeKey, SizeSource, size_key
+from cortex_server.placement.fit import Size, SizeKey, Sizes, SizeSource, size_key
 from cortex_server.placement.records import Measurement
 
 HALF_LIFE_S = 1800.0
@@ -35,18 +36,19 @@ class Measurements:
     """
 
     def __init__(self, measurements: Iterable[Measurement] = ()) -> None:
-        self._sizes: dict[SizeKey, Size] = {}
-        self._builds: dict[SizeKey, str] = {}
+        self._sizes: dict[SizeKey, dict[str, Size]] = {}
+        self._builds: dict[tuple[SizeKey, str], str] = {}
         self._load_s: dict[str, float] = {}
         self._nodes_with_weights: dict[ModelId, frozenset[str]] = {}
         self._rates: dict[str, tuple[int, float, float]] = {}
         self._measured: dict[InstanceId, int] = {}
-        self._loads: dict[tuple[SizeKey, str, str], Measurement] = {}
+        self._out_of_memory: frozenset[InstanceId] = frozenset()
+        self._loads: dict[tuple[SizeKey, str, str, str], Measurement] = {}
         for measurement in measurements:
             self._add(measurement)
 
     @property
-    def sizes(self) -> Mapping[SizeKey, Size]:
+    def sizes(self) -> Sizes:
         """Measured sizes, and sizes that nodes gave as the reason for a refusal."""
         return self._sizes
 
@@ -60,24 +62,31 @@ class Measurements:
         return self._load_s.get(model)
 
     def record_refusal(
-        self, model_config: ModelConfig, kind: DeviceKind, devices: int, needed_mb: int
+        self, model_config: ModelConfig, kind: DeviceKind, devices: int, card: str, needed_mb: int
     ) -> None:
         """Record the size that a node named when it refused a load.
 
         An estimate replaces a measured size only if it is larger.
         """
-        key = size_key(model_config, kind, devices)
-        size = self._sizes.get(key)
+        by_card = self._sizes.setdefault(size_key(model_config, kind, devices), {})
+        size = by_card.get(card)
         if size is None or needed_mb > size.device_mb:
-            self._sizes[key] = Size(needed_mb, SizeSource.NODE)
+            by_card[card] = Size(needed_mb, SizeSource.NODE)
+
+    def forget(self, model: str) -> bool:
+        """Forget all sizes of a model; return whether any was known."""
+        known = any(key.model == model for key in self._sizes)
+        self._sizes = {key: sizes for key, sizes in self._sizes.items() if key.model != model}
+        self._loads = {key: load for key, load in self._loads.items() if key[0].model != model}
+        return known
 
     def forget_node_estimates(self, model: str) -> None:
         """Forget the sizes that nodes named for a model, because its config has changed."""
-        self._sizes = {
-            key: size
-            for key, size in self._sizes.items()
-            if key.model != model or size.source is not SizeSource.NODE
-        }
+        for key, by_card in self._sizes.items():
+            if key.model == model:
+                estimated = [c for c, size in by_card.items() if size.source is SizeSource.NODE]
+                for card in estimated:
+                    del by_card[card]
 
     def observe(
         self, snapshot: FleetSnapshot, model_configs: Mapping[str, ModelConfig], now: float
@@ -102,6 +111,7 @@ class Measurements:
                 model_config = model_configs.get(instance.model)
                 if model_config is None:
                     continue
+                self._learn_out_of_memory(model_config, node, instance)
                 measurement = _measure(model_config, node, instance, snapshot.at)
                 if measurement is None:
                     continue
@@ -112,7 +122,25 @@ class Measurements:
                     self._add(measurement)
                     measurements.append(measurement)
         self._measured = {i: mb for i, mb in self._measured.items() if i in reported}
+        self._out_of_memory &= reported
         return measurements
+
+    def _learn_out_of_memory(
+        self, model_config: ModelConfig, node: NodeView, instance: InstanceView
+    ) -> None:
+        """Raise the size of a model whose engine ran out of memory, up to what its empty devices have."""
+        if instance.failure != OUT_OF_MEMORY or not instance.devices:
+            return
+        if instance.config not in {None, model_config.config_hash}:
+            return
+        devices = [d for d in node_capacity(node).devices if d.index in instance.devices]
+        if not devices or instance.id in self._out_of_memory:
+            return
+        self._out_of_memory |= {instance.id}
+        used_mb = max(instance.vram_granted_mb, instance.vram_peak_mb)
+        needed_mb = min([used_mb + 1, *(d.empty_mb for d in devices)])
+        card = devices[0].name
+        self.record_refusal(model_config, devices[0].kind, len(devices), card, needed_mb)
 
     def for_model(self, model: str) -> tuple[Measurement, ...]:
         """Return the measurements of a model, by key, build and node."""
@@ -140,16 +168,16 @@ class Measurements:
 
     def _add(self, measurement: Measurement) -> None:
         """Keep the largest size of a build, because memory grows with use; a new build starts over."""
-        size = self._sizes.get(measurement.key)
-        same_build = size is not None and self._builds.get(measurement.key) == measurement.build
+        key, card = measurement.key, measurement.card
+        by_card = self._sizes.setdefault(key, {})
+        size = by_card.get(card)
+        device_mb = measurement.device_mb
+        same_build = self._builds.get((key, card)) == measurement.build
         if size is not None and same_build and size.source is SizeSource.MEASURED:
-            self._sizes[measurement.key] = replace(
-                size, device_mb=max(size.device_mb, measurement.device_mb)
-            )
-        else:
-            self._sizes[measurement.key] = Size(measurement.device_mb, SizeSource.MEASURED)
-        self._builds[measurement.key] = measurement.build
-        same_load = (measurement.key, measurement.build, measurement.node)
+            device_mb = max(size.device_mb, device_mb)
+        by_card[card] = Size(device_mb, SizeSource.MEASURED)
+        self._builds[key, card] = measurement.build
+        same_load = (key, card, measurement.build, measurement.node)
         previous = self._loads.get(same_load)
         self._loads[same_load] = replace(
             measurement,
@@ -173,22 +201,28 @@ def decay(weight: float, seconds: float) -> float:
 def _measure(
     model_config: ModelConfig, node: NodeView, instance: InstanceView, measured_at: float
 ) -> Measurement | None:
-    """Return what a ready instance took; None while it is not ready or its node has not measured it."""
-    if instance.state is not InstanceState.READY or not instance.devices:
+    """Return what a ready instance took; None while it is not ready or its node has not measured it.
+
+    What was reserved for it is no measurement, unless its engine can still grow to that size. An instance of an older
+    model config says nothing about the current one.
+    """
+    if instance.state is not InstanceState.READY or instance.load_seconds is None:
         return None
-    if instance.load_seconds is None or instance.vram_used_mb <= 0:
+    if instance.config is not None and instance.config != model_config.config_hash:
         return None
-    kinds = {d.kind for d in node.devices if d.index in instance.devices}
-    if len(kinds) != 1:
+    devices = [d for d in node.devices if d.index in instance.devices]
+    kinds = {d.kind for d in devices}
+    if len(kinds) != 1 or not any(instance.vram_measured_mb):
         return None
-    mb_by_device = instance.vram_by_device or (-(-instance.vram_used_mb // len(instance.devices)),)
-    if max(mb_by_device) <= 0:
-        return None
+    device_mb = max(instance.vram_peak_mb, *instance.vram_measured_mb)
+    if instance.grows:
+        device_mb = max(device_mb, instance.vram_granted_mb)
     return Measurement(
         key=size_key(model_config, kinds.pop(), len(instance.devices)),
+        card=devices[0].name,
         build=instance.engine_version or "",
         node=node.name,
-        device_mb=max(mb_by_device),
+        device_mb=device_mb,
         load_s=instance.load_seconds,
         at=measured_at,
     )

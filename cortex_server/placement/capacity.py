@@ -91,6 +91,11 @@ class DeviceCapacity:
         health: whether it can be used.
         reason: why it can't be used.
         unsupported_harnesses: harnesses of the node whose engines do not run on this device.
+        node: name of its node.
+        uuid: the driver's identifier.
+        empty_mb: MiB that could be reserved if no instance were on it.
+        headroom_mb: MiB that its node keeps free on it.
+        unified: it shares its memory with the node's other unified devices.
     """
 
     index: int
@@ -102,6 +107,11 @@ class DeviceCapacity:
     health: DeviceHealth
     reason: str | None
     unsupported_harnesses: frozenset[str]
+    node: str
+    uuid: str
+    empty_mb: int
+    headroom_mb: int
+    unified: bool
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,20 @@ class NodeCapacity:
     reservations: tuple[Reservation, ...]
 
     @cached_property
+    def pool(self) -> frozenset[int]:
+        """Indices of the devices that share one memory: a unified GPU and the host's RAM."""
+        return memory_pool(self.node)
+
+    def memory_of(self, instance: InstanceView) -> Mapping[int, int]:
+        """Return the MiB that unloading an instance would free, by device; in a pool, on all of its devices."""
+        return _spread_over_pool(memory_by_device(instance), self.pool)
+
+    @cached_property
+    def headroom_mb(self) -> int:
+        """The largest headroom of a device, by which a measured size can exceed what is available."""
+        return max((d.headroom_mb for d in self.devices), default=0)
+
+    @cached_property
     def devices_by_available(self) -> tuple[DeviceCapacity, ...]:
         """Devices, least available memory first."""
         return tuple(sorted(self.devices, key=lambda d: (d.available_mb, d.index)))
@@ -137,25 +161,29 @@ class NodeCapacity:
     @cached_property
     def available(self) -> AvailableByKind:
         """Available MiB of each device as things are."""
-        return _available_by_kind(self.devices, ())
+        return self._available_without(())
 
     @cached_property
     def available_without_idle(self) -> AvailableByKind:
         """Available MiB of each device if all evictable idle instances were gone."""
-        return _available_by_kind(self.devices, (i for i in self.instances if is_idle(i)))
+        return self._available_without(i for i in self.instances if is_idle(i))
 
     @cached_property
     def available_without_ready(self) -> AvailableByKind:
         """Available MiB of each device if all unpinned ready instances were gone, busy ones included."""
         ready = InstanceState.READY
-        return _available_by_kind(
-            self.devices, (i for i in self.instances if i.state is ready and not i.pinned)
+        return self._available_without(
+            i for i in self.instances if i.state is ready and not i.pinned
         )
+
+    def _available_without(self, evicted: Iterable[InstanceView]) -> AvailableByKind:
+        return _available_by_kind(self.devices, map(self.memory_of, evicted))
 
     @cached_property
     def idle_by_age(self) -> Mapping[int, CumulativeFreed]:
         """Evictable idle instances of each device, least recently used first."""
-        return _cumulative_freed(i for i in self.instances if is_idle(i))
+        idle = sorted((i for i in self.instances if is_idle(i)), key=lambda i: i.last_used)
+        return _cumulative_freed((i.last_used, self.memory_of(i)) for i in idle)
 
     @cached_property
     def last_use_bounds(self) -> dict[tuple[DeviceKind, int, int], float]:
@@ -223,18 +251,27 @@ def _restrict_to_node(own: Overlay, node: NodeView, overlay: Overlay) -> Overlay
 def node_capacity(node: NodeView, overlay: Overlay = EMPTY_OVERLAY) -> NodeCapacity:
     """Build the capacity of one node from its report and the overlay."""
     change_mb = dict.fromkeys((d.index for d in node.devices), 0)
+    pool = memory_pool(node)
     reported = {i.id for i in node.instances}
     for instance in node.instances:
         if instance.id in overlay.removed:
-            for index, mb in memory_by_device(instance).items():
+            for index, mb in _spread_over_pool(memory_by_device(instance), pool).items():
                 change_mb[index] = change_mb.get(index, 0) + mb
     unreported = [p for p in overlay.reservations if p.instance not in reported]
     for reservation in unreported:
         from_evictions = _memory_from_evictions(reservation, node, overlay)
-        for index in reservation.devices:
-            taken = min(0, from_evictions.get(index, 0) - reservation.device_mb)
+        needed = dict.fromkeys(reservation.devices, reservation.device_mb)
+        for index, mb in _spread_over_pool(needed, pool).items():
+            taken = min(0, from_evictions.get(index, 0) - mb)
             change_mb[index] = change_mb.get(index, 0) + taken
-    devices = tuple(_device_capacity(d, change_mb[d.index], node) for d in node.devices)
+    held: dict[int, int] = {}
+    for instance in node.instances:
+        if instance.state in MEMORY_HOLDING_STATES:
+            for index, mb in _spread_over_pool(memory_by_device(instance), pool).items():
+                held[index] = held.get(index, 0) + mb
+    devices = tuple(
+        _device_capacity(d, change_mb[d.index], held.get(d.index, 0), node) for d in node.devices
+    )
     instances = tuple(
         _apply_overlay(i, overlay)
         for i in node.instances
@@ -247,6 +284,20 @@ def node_capacity(node: NodeView, overlay: Overlay = EMPTY_OVERLAY) -> NodeCapac
         models=frozenset(i.model for i in instances),
         reservations=tuple(unreported),
     )
+
+
+def memory_pool(node: NodeView) -> frozenset[int]:
+    """Return the indices of a node's devices that share the host's memory; empty if fewer than two do."""
+    unified = frozenset(d.index for d in node.devices if d.unified)
+    return unified if len(unified) > 1 else frozenset()
+
+
+def _spread_over_pool(by_device: Mapping[int, int], pool: frozenset[int]) -> Mapping[int, int]:
+    """Return the MiB by device, where memory of one device of the pool is memory of all of them."""
+    if pool.isdisjoint(by_device):
+        return by_device
+    pooled = sum(mb for index, mb in by_device.items() if index in pool)
+    return {**by_device, **dict.fromkeys(pool, pooled)}
 
 
 def memory_by_device(instance: InstanceView) -> dict[int, int]:
@@ -268,7 +319,8 @@ def _memory_from_evictions(
     for instance in node.instances:
         draining = instance.id in overlay.draining and instance.id not in overlay.removed
         if draining and instance.id in reservation.evictions:
-            for index, mb in memory_by_device(instance).items():
+            memory = _spread_over_pool(memory_by_device(instance), memory_pool(node))
+            for index, mb in memory.items():
                 held[index] = held.get(index, 0) + mb
     return held
 
@@ -284,7 +336,9 @@ def is_serving(capacity: NodeCapacity, instance: InstanceView) -> bool:
     return instance.state is InstanceState.READY and instance.routable and is_up
 
 
-def _device_capacity(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCapacity:
+def _device_capacity(
+    device: DeviceView, change_mb: int, held_mb: int, node: NodeView
+) -> DeviceCapacity:
     capability = device.compute_capability
     return DeviceCapacity(
         index=device.index,
@@ -298,6 +352,11 @@ def _device_capacity(device: DeviceView, change_mb: int, node: NodeView) -> Devi
         unsupported_harnesses=frozenset(
             h for h, kinds in node.harness_kinds.items() if device.kind not in kinds
         ),
+        node=node.name,
+        uuid=device.uuid,
+        empty_mb=device.vram_available_mb + held_mb,
+        headroom_mb=device.vram_headroom_mb,
+        unified=device.unified,
     )
 
 
@@ -317,11 +376,11 @@ def _is_in_transition(instance: InstanceView) -> bool:
 
 
 def _available_by_kind(
-    devices: Iterable[DeviceCapacity], evicted: Iterable[InstanceView]
+    devices: Iterable[DeviceCapacity], evicted: Iterable[Mapping[int, int]]
 ) -> AvailableByKind:
     freed: dict[int, int] = {}
-    for instance in evicted:
-        for index, mb in memory_by_device(instance).items():
+    for memory in evicted:
+        for index, mb in memory.items():
             freed[index] = freed.get(index, 0) + mb
     available: dict[DeviceKind, list[int]] = {}
     for device in devices:
@@ -331,13 +390,15 @@ def _available_by_kind(
     return {kind: tuple(sorted(amounts, reverse=True)) for kind, amounts in available.items()}
 
 
-def _cumulative_freed(idle: Iterable[InstanceView]) -> dict[int, CumulativeFreed]:
+def _cumulative_freed(
+    idle: Iterable[tuple[float, Mapping[int, int]]],
+) -> dict[int, CumulativeFreed]:
     by_device: dict[int, tuple[list[int], list[float]]] = {}
-    for instance in sorted(idle, key=lambda i: i.last_used):
-        for index, mb in memory_by_device(instance).items():
+    for used, memory in idle:
+        for index, mb in memory.items():
             freed, last_used = by_device.setdefault(index, ([], []))
             freed.append(mb + (freed[-1] if freed else 0))
-            last_used.append(instance.last_used)
+            last_used.append(used)
     return {
         index: (tuple(freed), tuple(last_used)) for index, (freed, last_used) in by_device.items()
     }

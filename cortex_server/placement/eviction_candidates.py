@@ -17,7 +17,6 @@ from cortex_server.placement.capacity import (
     DeviceCapacity,
     NodeCapacity,
     is_serving,
-    memory_by_device,
 )
 from cortex_server.placement.eviction import (
     DEFAULT_STATS,
@@ -87,14 +86,15 @@ class EvictionRules:
         self, capacities: Iterable[NodeCapacity], shape: Shape
     ) -> list[NodeCapacity]:
         """Return the nodes that would have enough memory if every instance evictable at this tier were gone."""
-        kind, last_index, needed_mb = shape.kind, shape.devices - 1, shape.size.device_mb
+        kind, last_index, least_mb = shape.kind, shape.devices - 1, shape.least_mb
         busy = self._tier >= EvictionTier.BUSY
         feasible: list[NodeCapacity] = []
         for capacity in capacities:
             available = (
                 capacity.available_without_ready if busy else capacity.available_without_idle
             ).get(kind, ())
-            if len(available) > last_index and available[last_index] >= needed_mb:
+            enough_mb = least_mb - capacity.headroom_mb
+            if len(available) > last_index and available[last_index] >= enough_mb:
                 feasible.append(capacity)
         return feasible
 
@@ -116,7 +116,7 @@ class EvictionRules:
     def _nodes_by_last_use(
         self, capacities: Sequence[NodeCapacity], shape: Shape
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
-        key = (shape.kind, shape.devices, shape.size.device_mb)
+        key = (shape.kind, shape.devices, shape.least_mb)
         bounds = [
             (
                 _last_use_bound(capacity, *key)
@@ -192,7 +192,7 @@ class EvictionRules:
                 if spare <= 0:
                     continue
                 spare_by_model[i.model] = spare - 1
-            candidates.append(EvictionCandidate(i.id, memory_by_device(i), cost))
+            candidates.append(EvictionCandidate(i.id, capacity.memory_of(i), cost))
         return candidates
 
     def _is_evictable(self, instance: InstanceView) -> bool:
@@ -238,7 +238,7 @@ def _last_use_bound(capacity: NodeCapacity, kind: DeviceKind, count: int, needed
     for device in capacity.devices:
         if device.kind is not kind:
             continue
-        missing_mb = needed_mb - device.available_mb
+        missing_mb = needed_mb - capacity.headroom_mb - device.available_mb
         freed, last_used = capacity.idle_by_age.get(device.index, ((), ()))
         if missing_mb <= 0:
             bounds.append(float("-inf"))
@@ -292,7 +292,7 @@ def _cheaper_place_on(
     for candidate in candidates:
         for index in candidate.freed_mb:
             by_device.setdefault(index, []).append(candidate)
-    strategy, needed_mb = rules.policy.strategy, shape.size.device_mb
+    strategy = rules.policy.strategy
     is_summed = shape.devices > 1 and strategy is Strategy.COST
     if (
         best is not None
@@ -305,7 +305,7 @@ def _cheaper_place_on(
         local = by_device.get(devices[0].index, []) if len(devices) == 1 else candidates
         if best is not None and local and local[0].cost > best.choice.cost:
             continue
-        missing = {d.index: needed_mb - d.available_mb for d in devices}
+        missing = {d.index: shape.needed_mb(d) - d.available_mb for d in devices}
         choice = known_set or cheapest_set(strategy, local, missing)
         if choice is not None and (best is None or choice.cost < best.choice.cost):
             best = place = EvictionPlace(capacity, devices, shape, choice)
@@ -323,7 +323,7 @@ def _sum_bound(
     for device in capacity.devices:
         if device.kind is not shape.kind:
             continue
-        if device.available_mb >= shape.size.device_mb:
+        if device.available_mb >= shape.needed_mb(device):
             bounds.append(0.0)
         elif local := by_device.get(device.index):
             bounds.append(min(v.cost[0] / len(v.freed_mb) for v in local))
@@ -346,9 +346,8 @@ def _device_sets(
         yield from (((d,), None) for d in devices)
         return
     groups: dict[str, list[tuple[EvictionSet, DeviceCapacity]]] = {}
-    needed_mb = shape.size.device_mb
     for d in devices:
-        missing = {d.index: needed_mb - d.available_mb}
+        missing = {d.index: shape.needed_mb(d) - d.available_mb}
         choice = cheapest_set(rules.policy.strategy, by_device.get(d.index, ()), missing)
         if choice is not None:
             groups.setdefault("" if model_config.mixed_devices else d.name, []).append((choice, d))

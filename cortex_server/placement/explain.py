@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cortex_common.config.catalogue import ModelConfig
-from cortex_server.placement.capacity import NodeCapacity, memory_by_device
+from cortex_server.placement.capacity import NodeCapacity
 from cortex_server.placement.fit import PlacementConstraints, Shape, device_refusal, node_refusal
 from cortex_server.placement.policy import Policy
 
@@ -65,10 +65,10 @@ def _device_refusals(
             reason = reason or f"the model cannot use a {device.kind} device"
             refusals.append(Refusal(capacity.node.name, device.index, reason, None, reclaimable_mb))
             continue
-        smallest = min(usable_shapes, key=lambda s: s.size.device_mb)
-        needed_mb, available_mb = smallest.size.device_mb, device.available_mb
+        smallest = min(usable_shapes, key=lambda s: s.needed_mb(device))
+        needed_mb, available_mb = smallest.needed_mb(device), device.available_mb
         if needed_mb > available_mb:
-            text = f"needs {needed_mb} MiB ({smallest.size.source}), {available_mb} available"
+            text = f"needs {needed_mb} MiB ({smallest.source_on(device)}), {available_mb} available"
             if reclaimable_mb:
                 text += f", {reclaimable_mb} held by instances that could be evicted"
             if pinned_models := pinned.get(device.index):
@@ -91,7 +91,7 @@ def _held_by_device(capacity: NodeCapacity) -> tuple[Counter[int], Mapping[int, 
     reclaimable: Counter[int] = Counter()
     pinned: defaultdict[int, set[str]] = defaultdict(set)
     for instance in capacity.instances:
-        for index, mb in memory_by_device(instance).items():
+        for index, mb in capacity.memory_of(instance).items():
             if instance.pinned:
                 pinned[index].add(instance.model)
             else:

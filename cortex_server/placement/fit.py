@@ -1,12 +1,13 @@
 """Which devices of a node can hold a model: sizes, requirements, and sets of devices with enough memory.
 
-All sizes are MiB per device: an instance over n devices needs its share on each of them.
+All sizes are MiB per device: an instance over n devices needs its share on each of them. They are learned by type of
+device, because an engine that sizes itself takes more on a larger one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations, islice
 
@@ -39,6 +40,7 @@ class SizeKey:
         quant: quantization.
         context: configured context length in tokens.
         parallel: configured parallel requests.
+        vram_mb: configured memory, which some engines use in full.
         harness: name of the harness.
         kind: kind of its devices.
         devices: number of its devices.
@@ -49,6 +51,7 @@ class SizeKey:
     quant: str | None
     context: int | None
     parallel: int | None
+    vram_mb: int | None
     harness: str
     kind: DeviceKind
     devices: int
@@ -67,17 +70,64 @@ class Size:
     source: SizeSource
 
 
-Sizes = Mapping[SizeKey, Size]
-"""Sizes measured by loads, or reported by a node that refused one."""
+Sizes = Mapping[SizeKey, Mapping[str, Size]]
+"""Sizes by card, measured by loads or reported by a node that refused one."""
+
+Floors = Mapping[tuple[str, int, int], int]
+"""MiB that a model needs at least, by node, index of the device, and number of devices: more than was available when
+its engine ran out of memory there."""
+
+NO_FLOORS: Floors = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One way to lay out a model: the number and kind of its devices, and the MiB on each."""
+    """One way to lay out a model: the number and kind of its devices, and the MiB on each.
+
+    Attributes:
+        kind: kind of the devices.
+        devices: number of devices.
+        size: the size on cards that have none of their own.
+        by_card: sizes by card, where they are known.
+        floors: see `Floors`.
+    """
 
     kind: DeviceKind
     devices: int
     size: Size
+    by_card: Mapping[str, Size] = field(default_factory=dict)
+    floors: Floors = field(default_factory=dict)
+
+    @property
+    def least_mb(self) -> int:
+        """The least MiB that any device could need."""
+        return min(s.device_mb for s in (self.size, *self.by_card.values()))
+
+    def needed_mb(self, device: DeviceCapacity) -> int:
+        """Return the MiB that an instance needs on a device.
+
+        A measured size can include headroom, because the engine used it; an empty device then suffices.
+        """
+        size = self.by_card.get(device.name, self.size)
+        needed = size.device_mb
+        if size.source is SizeSource.MEASURED:
+            beyond_mb = needed - device.empty_mb
+            if 0 < beyond_mb <= device.headroom_mb:
+                needed = device.empty_mb
+        return max(needed, self.floors.get((device.node, device.index, self.devices), 0))
+
+    def source_on(self, device: DeviceCapacity) -> str:
+        """Return where the size on a device comes from, as text for people."""
+        size = self.by_card.get(device.name, self.size)
+        if self.needed_mb(device) > size.device_mb:
+            return "its engine ran out of memory there with less"
+        return size.source.value
+
+    def on(self, devices: Sequence[DeviceCapacity]) -> Shape:
+        """Return the shape as decided for some devices, with the largest size among them."""
+        sizes = (self.by_card.get(d.name, self.size) for d in devices)
+        size = max(sizes, key=lambda s: s.device_mb)
+        return Shape(self.kind, self.devices, size)
 
 
 def size_key(model_config: ModelConfig, kind: DeviceKind, devices: int) -> SizeKey:
@@ -90,22 +140,34 @@ def size_key(model_config: ModelConfig, kind: DeviceKind, devices: int) -> SizeK
         model_config.quant,
         model_config.context,
         model_config.parallel,
+        model_config.vram_mb,
         model_config.harness,
         kind,
         devices,
     )
 
 
-def lookup_size(model_config: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
-    """Return the most reliable size: measured, reported by a node, configured, or unknown."""
-    if (size := sizes.get(size_key(model_config, kind, devices))) is not None:
-        return size
+def _shape(
+    model_config: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes, floors: Floors
+) -> Shape:
+    """Return the shape with the most reliable sizes: measured, reported by a node, configured, or unknown."""
+    by_card = sizes.get(size_key(model_config, kind, devices), {})
+    configured = None
     if model_config.vram_mb is not None:
-        return Size(-(-model_config.vram_mb // devices), SizeSource.CONFIGURED)
-    return Size(0, SizeSource.UNKNOWN)
+        configured = Size(-(-model_config.vram_mb // devices), SizeSource.CONFIGURED)
+        if kind is DeviceKind.CPU:  # resident memory grows with use
+            by_card = {c: max(s, configured, key=lambda x: x.device_mb) for c, s in by_card.items()}
+    measured = [s for s in by_card.values() if s.source is SizeSource.MEASURED]
+    size = configured or Size(0, SizeSource.UNKNOWN)
+    if measured:  # the best guess for other cards
+        size = max(measured, key=lambda s: s.device_mb)
+    own_floors = {place: mb for place, mb in floors.items() if place[2] == devices}
+    return Shape(kind, devices, size, by_card, own_floors)
 
 
-def possible_shapes(model_config: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
+def possible_shapes(
+    model_config: ModelConfig, sizes: Sizes, floors: Floors = NO_FLOORS
+) -> tuple[Shape, ...]:
     """Return all ways to lay out a model in order of preference: GPUs first, fewer devices first."""
     all_kinds = (DeviceKind.CUDA, DeviceKind.CPU)
     kinds = all_kinds if model_config.device_kind is None else (model_config.device_kind,)
@@ -114,9 +176,7 @@ def possible_shapes(model_config: ModelConfig, sizes: Sizes) -> tuple[Shape, ...
     while counts[-1] * 2 <= max_devices:
         counts.append(counts[-1] * 2)
     return tuple(
-        Shape(kind, count, lookup_size(model_config, kind, count, sizes))
-        for kind in kinds
-        for count in counts
+        _shape(model_config, kind, count, sizes, floors) for kind in kinds for count in counts
     )
 
 
@@ -236,13 +296,13 @@ def find_free_devices(
             spread:
             its load is most likely to succeed where the most memory is free.
     """
-    needed_mb, kind = shape.size.device_mb, shape.kind
+    kind = shape.kind
     spread = prefer is Prefer.SPREAD or shape.size.source is SizeSource.UNKNOWN
     groups: dict[str, list[DeviceCapacity]] = {}
     for device in (
         reversed(capacity.devices_by_available) if spread else capacity.devices_by_available
     ):
-        if device.available_mb < needed_mb or device.kind is not kind:
+        if device.kind is not kind or device.available_mb < shape.needed_mb(device):
             continue
         if device_refusal(model_config, device, constraints) is not None:
             continue

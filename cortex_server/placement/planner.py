@@ -18,10 +18,14 @@ from cortex_server.placement.capacity import (
     DeviceCapacity,
     NodeCapacity,
     is_serving,
-    memory_by_device,
 )
 from cortex_server.placement.eviction import DEFAULT_STATS
-from cortex_server.placement.eviction_candidates import EvictionRules, EvictionTier, cheapest_place
+from cortex_server.placement.eviction_candidates import (
+    EvictionPlace,
+    EvictionRules,
+    EvictionTier,
+    cheapest_place,
+)
 from cortex_server.placement.explain import refusals
 from cortex_server.placement.failure_backoff import FailureBackoff
 from cortex_server.placement.fit import (
@@ -56,7 +60,7 @@ def plan(request: PlacementRequest, cluster: ClusterState, policy: Policy) -> Pl
     if (pending_node := _unreported_node(request, cluster)) is not None:
         return Wait((), f"node {pending_node} has not reported yet and may have the model")
     capacities = _eligible_nodes(request, cluster.capacities, policy)
-    candidate_shapes = possible_shapes(request.model_config, cluster.sizes)
+    candidate_shapes = possible_shapes(request.model_config, cluster.sizes, request.floors)
     for shape in candidate_shapes:
         if (
             load := _place_without_eviction(request, shape, capacities, cluster, policy)
@@ -178,19 +182,20 @@ def _place_without_eviction(
     policy: Policy,
 ) -> Load | None:
     """Find a place for the shape in available memory: nodes with the weights first, then by policy."""
-    needed_mb, count, kind = shape.size.device_mb, shape.devices, shape.kind
+    least_mb, count, kind = shape.least_mb, shape.devices, shape.kind
     with_weights = cluster.nodes_with_weights.get(ModelId(request.model_config.id), frozenset())
-    spread = policy.prefer is Prefer.SPREAD or not needed_mb
+    spread = policy.prefer is Prefer.SPREAD or not least_mb
     best: tuple[bool, int, NodeCapacity, tuple[DeviceCapacity, ...]] | None = None
     for capacity in capacities:
         available = capacity.available.get(kind, ())
-        if len(available) < count or available[count - 1] < needed_mb:
+        enough_mb = least_mb - capacity.headroom_mb
+        if len(available) < count or available[count - 1] < enough_mb:
             continue
         if best is not None:
             best_case = (
                 -sum(available[:count])
                 if spread
-                else _tightest_available(available, count, needed_mb)
+                else _tightest_available(available, count, enough_mb)
             )
             if (capacity.node.name not in with_weights, best_case) >= best[:2]:
                 continue
@@ -207,12 +212,15 @@ def _place_without_eviction(
         return None
     lacks_weights, _, capacity, devices = best
     preference = "most available memory" if spread else "least sufficient memory"
-    if not needed_mb:
+    if not least_mb:
         preference += ", because its size is unknown before its first load"
     reason = (
         preference if lacks_weights else f"its weights are on this node's disk; {preference} there"
     )
-    return Load(capacity.node.name, tuple(sorted(d.index for d in devices)), shape, (), reason)
+    indices = tuple(sorted(d.index for d in devices))
+    offered = {d.index: d.available_mb for d in devices}
+    card = devices[0].name
+    return Load(capacity.node.name, indices, shape.on(devices), (), reason, card, offered)
 
 
 def _tightest_available(available: Sequence[int], count: int, needed_mb: int) -> int:
@@ -249,14 +257,26 @@ def _place_with_eviction(
                     evictions,
                     f"memory is held by {description} instances on {place.capacity.node.name}",
                 )
-            return Load(
-                place.capacity.node.name,
-                tuple(sorted(d.index for d in place.devices)),
-                place.shape,
-                evictions,
-                f"cheapest eviction of {description} instances ({policy.strategy})",
+            return _load_after_evictions(
+                place, f"cheapest eviction of {description} instances ({policy.strategy})"
             )
     return None
+
+
+def _load_after_evictions(place: EvictionPlace, why: str) -> Load:
+    candidates, devices = place.choice.candidates, place.devices
+    return Load(
+        place.capacity.node.name,
+        tuple(sorted(d.index for d in devices)),
+        place.shape.on(devices),
+        tuple(v.id for v in candidates),
+        why,
+        devices[0].name,
+        {
+            d.index: d.available_mb + sum(v.freed_mb.get(d.index, 0) for v in candidates)
+            for d in devices
+        },
+    )
 
 
 def _wait_for_capacity(
@@ -281,9 +301,10 @@ def _wait_for_capacity(
         obtainable = _obtainable_by_device(capacity, holders, request, cluster)
         for shape in candidate_shapes:
             devices = eligible_devices(request.model_config, capacity, shape, request.constraints)
-            needed_mb = shape.size.device_mb
             sufficient = tuple(
-                d for d in devices if d.available_mb + obtainable.get(d.index, 0) >= needed_mb
+                d
+                for d in devices
+                if d.available_mb + obtainable.get(d.index, 0) >= shape.needed_mb(d)
             )
             sets = device_sets(sufficient, shape.devices, mixed=request.model_config.mixed_devices)
             if (holders or capacity.reservations) and next(sets, None) is not None:
@@ -315,7 +336,7 @@ def _obtainable_by_device(
             obtainable[index] = obtainable.get(index, 0) + reservation.device_mb
     for i in capacity.instances:
         if i.id in holders or (request.may_evict and _is_evictable_later(i, request, cluster)):
-            for index, mb in memory_by_device(i).items():
+            for index, mb in capacity.memory_of(i).items():
                 obtainable[index] = obtainable.get(index, 0) + mb
     return obtainable
 
@@ -366,7 +387,11 @@ def plan_with_failures(
     request = replace(request, protected=protected, excluded_nodes=excluded)
     if forgiven:
         return plan(request, cluster, policy)
-    request = replace(request, excluded_nodes=excluded.union(failures.unable_nodes(model, now)))
+    request = replace(
+        request,
+        excluded_nodes=excluded.union(failures.unable_nodes(model, now)),
+        floors=failures.floors(model),
+    )
     decision = plan(request, cluster, policy)
     crashed_nodes = failures.crashed_nodes(model, now)
     if not isinstance(decision, Load) or decision.node not in crashed_nodes:

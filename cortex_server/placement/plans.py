@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cortex_common.schema.instances import InstanceId
 from cortex_server.placement.explain import Refusal
@@ -34,6 +35,8 @@ class Load:
         shape: the layout, with the MiB per device.
         evictions: instances to evict first, lowest cost first.
         reason: the reason for the choice, as text for people.
+        card: name of the devices.
+        offered_mb: MiB by device that are available once the evictions are done.
     """
 
     node: str
@@ -41,6 +44,8 @@ class Load:
     shape: Shape
     evictions: tuple[InstanceId, ...]
     reason: str
+    card: str = ""
+    offered_mb: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ class Measurement:
 
     Attributes:
         key: what the size depends on.
+        card: name of its devices.
         build: version of the engine; a new build is measured again.
         node: the node.
         device_mb: the most MiB on one of its devices, once ready.
@@ -24,6 +25,7 @@ class Measurement:
     """
 
     key: SizeKey
+    card: str
     build: str
     node: str
     device_mb: int

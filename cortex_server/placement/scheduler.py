@@ -22,7 +22,7 @@ from dataclasses import replace
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, CortexError
 from cortex_common.schema.fleet import InstanceView, NodeState
-from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_common.schema.instances import OUT_OF_MEMORY, InstanceId, InstanceState, ModelId
 from cortex_server.placement import load_errors
 from cortex_server.placement.capacity import Overlay, Pins, Reservation
 from cortex_server.placement.failure_backoff import FailureBackoff
@@ -41,6 +41,10 @@ UNREACHABLE_TIMEOUT_S = 15.0
 
 MAX_LOSSES = 4
 """Lost loads of a model in a row after which its requests fail instead of being planned again."""
+
+
+MAX_OUT_OF_MEMORY = 4
+"""Engines of a model that run out of memory in a row after which its requests fail instead of being planned again."""
 
 
 class Scheduler:
@@ -300,6 +304,11 @@ class Scheduler:
                     key.model, "; ".join(unable.values()), now, engine_started=False
                 )
                 self._refuse_all(key, error)
+            case Impossible() if not refusing and (
+                reason := self._failures.out_of_memory_reason(key.model)
+            ):
+                error = self._record_failure(key.model, reason, now, engine_started=True)
+                self._refuse_all(key, error)
             case Impossible() as impossible if not refusing:
                 self._refuse_all(key, load_errors.impossible(key.model, impossible))
             case Join():
@@ -354,10 +363,25 @@ class Scheduler:
             self._grant_all(load.key, view.id)
         elif view.state is InstanceState.FAILED:
             reason = view.error or "the engine exited while loading"
+            if view.failure == OUT_OF_MEMORY:
+                self._handle_out_of_memory(view.id, load, reason, now)
+                return
             self._failures.record_crash(load.key.model, load.order.plan.node, now)
             self._fail_load(view.id, reason, now, engine_started=True)
         elif view.state is InstanceState.STOPPED:
             self._handle_lost_load(view.id, load, now)
+
+    def _handle_out_of_memory(
+        self, instance: InstanceId, load: PendingLoad, reason: str, now: float
+    ) -> None:
+        """Plan again, on other devices or with more memory; fail the requests after several attempts."""
+        model = load.key.model
+        if self._failures.record_out_of_memory(model, load.order.plan, reason, now) >= (
+            MAX_OUT_OF_MEMORY
+        ):
+            self._fail_load(instance, reason, now, engine_started=True)
+        else:
+            del self._loads[instance]
 
     def _track_invisible(self, instance: InstanceId, load: PendingLoad, now: float) -> None:
         if load.stage is not Stage.LOADING:

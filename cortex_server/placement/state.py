@@ -9,7 +9,7 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.placement.capacity import NodeCapacity
 from cortex_server.placement.eviction import ModelStats, StatsByModel
-from cortex_server.placement.fit import ANYWHERE, PlacementConstraints, Sizes
+from cortex_server.placement.fit import ANYWHERE, Floors, PlacementConstraints, Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class PlacementRequest:
         may_evict: whether other instances may be evicted.
         protected: instances that must not be evicted because they recently failed to drain.
         excluded_nodes: nodes that recently refused or lost the model.
+        floors: what it needs at least on devices where its engine ran out of memory.
     """
 
     model_config: ModelConfig
@@ -52,3 +53,4 @@ class PlacementRequest:
     may_evict: bool = True
     protected: frozenset[InstanceId] = frozenset()
     excluded_nodes: frozenset[str] = frozenset()
+    floors: Floors = field(default_factory=dict)

@@ -24,13 +24,14 @@ log = logging.getLogger("cortex.store")
 
 _MEASUREMENTS = """
 create table if not exists measurements (
-    model text not null, weights text not null, quant text, context integer, parallel integer, harness text not null,
-    kind text not null, devices integer not null, build text not null, node text not null,
+    model text not null, weights text not null, quant text, context integer, parallel integer, vram_mb integer,
+    harness text not null, kind text not null, devices integer not null, card text not null,
+    build text not null, node text not null,
     n integer not null, max_mb integer not null, last_mb integer not null, last_s real not null, at real not null
 );
 create unique index if not exists measurements_key on measurements (
     model, weights, coalesce(quant, ''), coalesce(context, 0), coalesce(parallel, 0),
-    harness, kind, devices, build, node
+    coalesce(vram_mb, -1), harness, kind, devices, card, build, node
 );
 """
 
@@ -42,14 +43,15 @@ create table if not exists directives (
 """
 
 _ADD_MEASUREMENT = """
-insert into measurements values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+insert into measurements values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 on conflict do update set
     n = n + excluded.n, max_mb = max(max_mb, excluded.max_mb), last_mb = excluded.last_mb,
     last_s = excluded.last_s, at = excluded.at
 """
 
 _READ_MEASUREMENTS = """
-select model, weights, quant, context, parallel, harness, kind, devices, build, node, max_mb, last_s, at, n, last_mb
+select model, weights, quant, context, parallel, vram_mb, harness, kind, devices, card, build, node, max_mb, last_s, at,
+    n, last_mb
 from measurements order by at
 """
 
@@ -88,9 +90,11 @@ class PlacementStore(PlacementStorage):
                 m.key.quant,
                 m.key.context,
                 m.key.parallel,
+                m.key.vram_mb,
                 m.key.harness,
                 m.key.kind.value,
                 m.key.devices,
+                m.card,
                 m.build,
                 m.node,
                 m.n,
@@ -171,9 +175,11 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
         quant,
         context,
         parallel,
+        vram_mb,
         harness,
         kind,
         devices,
+        card,
         build,
         node,
         max_mb,
@@ -190,12 +196,14 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
         None if quant is None else str(quant),
         None if context is None else int(str(context)),
         None if parallel is None else int(str(parallel)),
+        None if vram_mb is None else int(str(vram_mb)),
         str(harness),
         DeviceKind(str(kind)),
         key_devices,
     )
     return Measurement(
         key=key,
+        card=str(card),
         build=str(build),
         node=str(node),
         device_mb=device_mb,

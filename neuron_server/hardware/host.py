@@ -57,6 +57,7 @@ class Host:
         self._inventory = Inventory()
         self._discovered_at = 0.0
         self._degraded = False
+        self._attributes_memory = True
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -83,6 +84,11 @@ class Host:
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._read, dict(finders)
         )
+
+    @property
+    def attributes_memory(self) -> bool:
+        """Whether the driver attributes memory to processes, as far as is known."""
+        return self._attributes_memory
 
     @property
     def cuda_version(self) -> str | None:
@@ -141,6 +147,8 @@ class Host:
         devices = self.devices
         samples = tuple(by_uuid.get(d.uuid) or _missing_sample(d) for d in devices)
         self._degraded = not samples or any(s.health is not DeviceHealth.OK for s in samples)
+        if not all(s.attributes_memory for s in samples):
+            self._attributes_memory = False
         return Reading(self._clock.unix(), devices, samples, pids)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -176,6 +177,7 @@ class NvmlSource:
             used, free = self._memory(gpu)
             usage = self._query(nvml.nvmlDeviceGetUtilizationRates, handle, raise_failures=True)
             power = self._query(nvml.nvmlDeviceGetPowerUsage, handle)
+            processes = self._processes(handle)
             return DeviceSample(
                 uuid=uuid,
                 used_mb=_mib(used),
@@ -183,7 +185,8 @@ class NvmlSource:
                 utilization_pct=None if usage is None else int(usage.gpu),
                 temp_c=self._query(nvml.nvmlDeviceGetTemperature, handle, _TEMPERATURE_GPU),
                 power_w=None if power is None else power / 1000.0,
-                by_instance=self._by_instance(handle, pids),
+                by_instance=_by_instance(processes, pids),
+                attributes_memory=_attributes_memory(processes, pids),
                 pool_free_mb=_mib(free) if gpu.device.unified else None,
                 xids=xids,
             )
@@ -207,9 +210,11 @@ class NvmlSource:
                 raise
             return self._nvml.nvmlDeviceGetMemoryInfo(handle)
 
-    def _by_instance(
-        self, handle: Any, pids_by_instance: Mapping[InstanceId, frozenset[int]]
-    ) -> dict[InstanceId, int]:
+    def _processes(self, handle: Any) -> dict[int, int | None]:
+        """Return the bytes of each process on a GPU, by pid; None or 0 if the driver can't attribute them.
+
+        In a container, some drivers translate the pid but not the memory, which is then 0.
+        """
         used: dict[int, int | None] = {}
         for call in (
             self._nvml.nvmlDeviceGetComputeRunningProcesses,
@@ -217,13 +222,7 @@ class NvmlSource:
         ):
             for process in self._query(call, handle) or ():
                 used[process.pid] = process.usedGpuMemory
-        by_instance: dict[InstanceId, int] = {}
-        for instance, pids in pids_by_instance.items():
-            reported = [used[pid] for pid in pids if pid in used]
-            sizes = [size for size in reported if size is not None]
-            if len(sizes) == len(reported) and sizes:
-                by_instance[instance] = _mib(sum(sizes))
-        return by_instance
+        return used
 
     def _query(self, call: Callable[..., T], *args: Any, raise_failures: bool = False) -> T | None:
         """Call an NVML function; return None if the GPU does not support the field.
@@ -239,6 +238,32 @@ class NvmlSource:
             if raise_failures and getattr(error, "value", None) not in _ABSENT_FIELD:
                 raise
             return None
+
+
+def _by_instance(
+    processes: Mapping[int, int | None], pids: Mapping[InstanceId, frozenset[int]]
+) -> dict[InstanceId, int]:
+    """Return the MiB of each instance whose processes on the GPU all have a size."""
+    by_instance: dict[InstanceId, int] = {}
+    for instance, of in pids.items():
+        reported = [processes[pid] for pid in of if pid in processes]
+        sizes = [size for size in reported if size]
+        if sizes and len(sizes) == len(reported):
+            by_instance[instance] = _mib(sum(sizes))
+    return by_instance
+
+
+def _attributes_memory(
+    processes: Mapping[int, int | None], pids: Mapping[InstanceId, frozenset[int]]
+) -> bool:
+    """Return whether nothing shows that the driver can't attribute memory to processes of this host.
+
+    In a container, the driver lists pids of the host, which do not exist there, or sizes of 0.
+    """
+    ours = frozenset[int]().union(*pids.values())
+    return all(
+        size if pid in ours else Path(f"/proc/{pid}").exists() for pid, size in processes.items()
+    )
 
 
 def load_library() -> Any:

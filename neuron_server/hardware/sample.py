@@ -33,6 +33,7 @@ class DeviceSample:
 
     Attributes:
         by_instance: memory used by each instance's processes; lacks instances whose use the driver can't attribute.
+        attributes_memory: the driver attributes memory to processes of this host, as far as is known.
         reason: why the device is not healthy.
         pool_free_mb: the host's available memory, for a device that shares it.
         xids: XID errors that the driver reported since the previous sample.
@@ -49,6 +50,7 @@ class DeviceSample:
     reason: str | None = None
     pool_free_mb: int | None = None
     xids: tuple[int, ...] = ()
+    attributes_memory: bool = True
 
 
 class DeviceSource(Protocol):

@@ -11,7 +11,7 @@ import asyncio
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import httpx
 
@@ -23,9 +23,9 @@ from cortex_common.errors import (
     UpstreamFailed,
     nearest_names,
 )
-from cortex_common.schema.hardware import DeviceKind
+from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import LoadCycles, Probe
+from neuron_server.harness.base import LoadCycles, MemoryEstimate, Probe
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.mistralrs import CAPABILITIES, fetch_version, parse_models, started_at
 from neuron_server.harness.probe import get, get_json
@@ -82,9 +82,14 @@ class AttachHarness:
         """Return None: the weights can be anywhere."""
         return None
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - required by the protocol
+    async def estimate(
+        self,
+        spec: LoadSpec,  # noqa: ARG002 - required by the protocol
+        kind: DeviceKind,  # noqa: ARG002 - required by the protocol
+        devices: Sequence[Device],  # noqa: ARG002 - required by the protocol
+    ) -> MemoryEstimate | None:
         """Return 0: the engine manages its memory independently of the ledger."""
-        return 0
+        return MemoryEstimate(0)
 
     async def in_flight(self, url: str) -> int | None:
         """Return the requests of the whole engine, which does not report them by model."""

@@ -25,6 +25,9 @@ class EngineCapabilities:
         kinds: the kinds of device that it supports, in order of preference.
         stop_signal: the signal that stops the engine.
         exclusive_when_parallel: only one multi-device instance can run on a host.
+        sizes_itself: the engine sizes its memory by what is free on the device, so nothing else can start or stop there
+            while it loads.
+        grows: the engine can allocate more memory after it is ready, so its grant stays reserved.
     """
 
     engine: str
@@ -35,6 +38,8 @@ class EngineCapabilities:
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
     stop_signal: signal.Signals = signal.SIGTERM
     exclusive_when_parallel: bool = False
+    sizes_itself: bool = False
+    grows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,19 @@ class Probe:
     context: int | None = None
     parallel: int | None = None
     version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """The memory that a load needs.
+
+    Attributes:
+        device_mb: MiB on each device.
+        host_mb: MiB of the host's RAM in addition, for layers that stay there.
+    """
+
+    device_mb: int
+    host_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +136,16 @@ class Harness(Protocol):
         """Return the MiB of weights that a load reads; None if they are not on this host's disk."""
         ...
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        """Return the MiB that a spec needs on each device; None if that is unknown before loading."""
+    async def estimate(
+        self, spec: LoadSpec, kind: DeviceKind, devices: Sequence[Device]
+    ) -> MemoryEstimate | None:
+        """Return the memory that a spec needs; None if that is unknown before loading.
+
+        Args:
+            spec: the load.
+            kind: the kind of its devices.
+            devices: the devices, if they have been chosen.
+        """
         ...
 
     async def in_flight(self, url: str) -> int | None:
@@ -135,7 +161,7 @@ class ProcessHarness(Harness, Protocol):
         """Return the command that starts the engine on a host and port.
 
         Args:
-            spec: the load, with `vram_mb` as granted.
+            spec: the load, with `vram_mb` as the MiB per device that the engine is told to use.
             devices: the devices granted to the engine, in the order of their indices.
             host: address to listen on.
             port: port to listen on.

@@ -25,10 +25,12 @@ from cortex_common.errors import ConfigError
 from cortex_common.schema.engine_traits import OPENAI, SGLANG, VLLM, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Probe
+from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
+from neuron_server.harness.estimates import estimate_memory
 from neuron_server.harness.probe import device_environment, get, get_json
 from neuron_server.harness.weights import local_path, size_mb
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.index import find_weights
 
 _LOADING = 503
 # A timestamp can follow the value.
@@ -56,6 +58,8 @@ class Preset:
         running_metrics: names of the /metrics series that count running and waiting requests.
         queue_path: path that answers {"exec_info": {"queue_remaining": ...}}, if there is one.
         example: an example command, if there is no default.
+        sizes_itself, grows: see `EngineCapabilities`; an unknown engine is assumed to do both.
+        overhead_mb: GPU memory in addition to weights and KV cache.
     """
 
     command: tuple[str, ...] = ()
@@ -69,6 +73,9 @@ class Preset:
     example: tuple[str, ...] = ()
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
     traits: EngineTraits = OPENAI
+    sizes_itself: bool = True
+    grows: bool = True
+    overhead_mb: int = 0
 
 
 _PRESETS: Mapping[str, Preset] = {
@@ -98,6 +105,8 @@ _PRESETS: Mapping[str, Preset] = {
         routes=_DIALECTS,
         version_path="/version",
         traits=VLLM,
+        grows=False,
+        overhead_mb=2000,  # CUDA context, graphs and activations
         running_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         kinds=(DeviceKind.CUDA,),
     ),
@@ -129,6 +138,8 @@ _PRESETS: Mapping[str, Preset] = {
         env=(("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false"),),
         routes=_DIALECTS,
         traits=SGLANG,
+        grows=False,
+        overhead_mb=2000,
         running_metrics=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
         kinds=(DeviceKind.CUDA,),
     ),
@@ -174,6 +185,8 @@ class CommandHarness:
             routes=frozenset(entry.routes or preset.routes),
             kinds=preset.kinds,
             stop_signal=signal.Signals[f"SIG{entry.stop_signal or preset.stop_signal}"],
+            sizes_itself=preset.sizes_itself,
+            grows=preset.grows if entry.grows is None else entry.grows,
         )
 
     @property
@@ -207,10 +220,16 @@ class CommandHarness:
         path = local_path(spec)
         return None if path is None else size_mb(path)
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - required by the protocol
-        """Return the weights' share of each device plus a third; None for weights that are not on this host."""
-        weights = self.weights_mb(spec)
-        return None if not weights else weights * 4 // (3 * spec.tensor_parallel)
+    async def estimate(
+        self,
+        spec: LoadSpec,
+        kind: DeviceKind,
+        devices: Sequence[Device],  # noqa: ARG002 - required by the protocol
+    ) -> MemoryEstimate | None:
+        """Return the weights and the KV cache; None for weights that are not found."""
+        index = await find_weights(spec, self._env)
+        overhead = self._preset.overhead_mb if kind is DeviceKind.CUDA else 0
+        return None if index is None else estimate_memory(spec, index, overhead_mb=overhead)
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """Return the command, filled in from the template."""

@@ -13,7 +13,7 @@ from cortex_common.errors import NotSupported
 from cortex_common.schema.engine_traits import MISTRALRS, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Probe
+from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.probe import get_json
 from neuron_server.harness.weights import gguf_file, size_mb
 from neuron_server.process.program import not_supported_message
@@ -67,9 +67,14 @@ class EmbeddedHarness:
         """Return the MiB of the GGUF file."""
         return size_mb(gguf_file(spec))
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - required by the protocol
+    async def estimate(
+        self,
+        spec: LoadSpec,
+        kind: DeviceKind,  # noqa: ARG002 - required by the protocol
+        devices: Sequence[Device],  # noqa: ARG002 - required by the protocol
+    ) -> MemoryEstimate | None:
         """Return the weights, part of which is held twice while they are read, plus the interpreter's memory."""
-        return _INTERPRETER_MB + size_mb(gguf_file(spec)) * 5 // 4
+        return MemoryEstimate(_INTERPRETER_MB + size_mb(gguf_file(spec)) * 5 // 4)
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:  # noqa: ARG002 - required by the protocol
         """Return the command of a worker."""

@@ -8,8 +8,10 @@ from --help.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,11 +20,14 @@ from cortex_common.config.neuron import HarnessEntry
 from cortex_common.schema.engine_traits import LLAMACPP
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Probe
+from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
+from neuron_server.harness.estimates import estimate_llama
+from neuron_server.harness.llama_arguments import extra_files, memory_arguments
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, run_program
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.index import find_weights
 
 _CUDA_CONTEXT_MB = 600
 """GPU memory of a process before weights are loaded, with a margin."""
@@ -89,15 +94,23 @@ class LlamaCppHarness:
         """Return the MiB of the GGUF file with all its shards; None if it is not on this host."""
         return size_mb(gguf_file(spec)) if local_path(spec) else None
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        """Return the size that llama-fit-params computes from the metadata, or else an estimate from the weights."""
-        if local_path(spec) is None:
-            return None
+    async def estimate(
+        self, spec: LoadSpec, kind: DeviceKind, devices: Sequence[Device]
+    ) -> MemoryEstimate | None:
+        """Return what llama-fit-params computes for the arguments of the launch, or else an estimate from the header.
+
+        None for weights that are not found. Files that llama-fit-params ignores (projector, draft model) are added.
+        """
         overhead = _CUDA_CONTEXT_MB if kind is DeviceKind.CUDA else _PROCESS_MB
-        exact = await self._fit_params(spec, kind)
-        if exact is not None:
-            return exact + overhead
-        return size_mb(gguf_file(spec)) * 6 // (5 * spec.tensor_parallel) + overhead
+        overhead += await asyncio.to_thread(_extra_files_mb, spec)
+        if local_path(spec) is not None:
+            fitted = await self._fit_params(spec, kind, devices)
+            if fitted is not None:
+                return replace(fitted, device_mb=fitted.device_mb + overhead)
+        index = await find_weights(spec, self._env)
+        if index is None:
+            return None
+        return estimate_llama(spec, kind, index, overhead_mb=overhead)
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """Return the command of a llama-server."""
@@ -108,7 +121,7 @@ class LlamaCppHarness:
             host,
             "--port",
             str(port),
-            *_context_flags(spec),
+            *_context_flags(spec, self._program.if_supported("--kv-unified")),
             *_device_flags(devices),
         ]
         argv += ["--metrics", *if_supported("-fit", "off")]
@@ -141,35 +154,53 @@ class LlamaCppHarness:
             return None
         return sum(bool(slot.get("is_processing")) for slot in response.json())
 
-    async def _fit_params(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
+    async def _fit_params(
+        self, spec: LoadSpec, kind: DeviceKind, devices: Sequence[Device]
+    ) -> MemoryEstimate | None:
         if self._program.path is None:
             return None
         program = Path(self._program.path).with_name("llama-fit-params")
         if not program.is_file():
             return None
-        layers = _ALL_LAYERS if kind is DeviceKind.CUDA else "0"
+        on_gpu = kind is DeviceKind.CUDA
         arguments = [
-            "-m",
-            str(gguf_file(spec)),
-            *_context_flags(spec),
-            "-ngl",
-            layers,
+            *_model_flags(spec),
+            *_context_flags(spec, self._program.if_supported("--kv-unified")),
+            *(_device_flags(devices) if devices or not on_gpu else ["-ngl", _ALL_LAYERS]),
+            *memory_arguments(spec.args),
             "--fit-print",
             "on",
         ]
-        printed = await run_program(str(program), *arguments)
-        return None if printed is None else parse_fit_params(printed, kind)
+        # Without chosen devices, the model is computed as split over all of the host's GPUs.
+        visible = device_environment(devices) if devices or not on_gpu else {}
+        printed = await run_program(str(program), *arguments, env=visible | self._env | spec.env)
+        count = max(spec.tensor_parallel, len(devices))
+        return None if printed is None else parse_fit_params(printed, kind, count)
 
 
-def parse_fit_params(printed: str, kind: DeviceKind) -> int | None:
-    """Return the largest MiB per device (or of the host) from the output of llama-fit-params.
+def parse_fit_params(printed: str, kind: DeviceKind, count: int = 1) -> MemoryEstimate | None:
+    """Return the memory from the output of llama-fit-params, without the engine's own overhead.
 
-    It prints a line per device: its name, and the MiB of model, context and compute buffers.
+    It prints a line per device: its name, and the MiB of model, context and compute buffers; the host is the last. If
+    it saw other devices than the engine will, the sum over all of them counts.
+
+    Args:
+        printed: the output.
+        kind: the kind of devices that the engine will use.
+        count: their number.
     """
     rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+)\s*$", printed, re.MULTILINE)
-    on_host = kind is DeviceKind.CPU
-    sums = [sum(map(int, row[1:])) for row in rows if (row[0] == "Host") == on_host]
-    return max(sums, default=None)
+    by_device: dict[str, int] = {}
+    for name, *parts in rows:
+        by_device[name] = by_device.get(name, 0) + sum(map(int, parts))
+    host_mb = by_device.pop("Host", None)
+    if kind is DeviceKind.CPU:
+        return None if host_mb is None else MemoryEstimate(host_mb)
+    if not by_device:
+        return None
+    sizes = by_device.values()
+    device_mb = max(sizes) if len(sizes) == count else -(-sum(sizes) // count)
+    return MemoryEstimate(device_mb, host_mb or 0)
 
 
 def lists_no_gpu(printed: str) -> bool:
@@ -190,10 +221,22 @@ def _model_flags(spec: LoadSpec) -> list[str]:
     ]
 
 
-def _context_flags(spec: LoadSpec) -> list[str]:
-    """Return the flags for context and slots; -c is the sum over all slots if -np is given."""
+def _context_flags(spec: LoadSpec, unified: Sequence[str]) -> list[str]:
+    """Return the flags for context and slots; -c is the sum over all slots if -np is given.
+
+    The model's own context (-c 0) would be divided by the number of slots, so they share one cache of that size if this
+    build can: `unified` is the flag for it.
+    """
     size = ["-c", str((spec.context or 0) * (spec.parallel or 1))]
-    return size if spec.parallel is None else [*size, "-np", str(spec.parallel)]
+    if spec.parallel is None:
+        return size
+    shared = unified if spec.context is None else ()
+    return [*size, "-np", str(spec.parallel), *shared]
+
+
+def _extra_files_mb(spec: LoadSpec) -> int:
+    files = [Path(path).expanduser() for path in extra_files(spec.args)]
+    return sum(size_mb(path) for path in files if path.is_file())
 
 
 def _device_flags(devices: Sequence[Device]) -> list[str]:

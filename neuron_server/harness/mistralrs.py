@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import httpx
 
@@ -19,12 +20,14 @@ from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import MISTRALRS
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Probe
+from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.command import sum_series
+from neuron_server.harness.estimates import estimate_memory
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, lacks_cuda
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.index import find_weights
 
 CAPABILITIES = EngineCapabilities(
     engine="mistralrs",
@@ -48,6 +51,7 @@ _INFLIGHT_METRICS = (
 )
 _CUDA_CONTEXT_MB = 800
 _MIN_KV_CACHE_MB = 256
+_UNQUANTIZED_BITS = 16
 
 
 class MistralrsHarness:
@@ -58,6 +62,7 @@ class MistralrsHarness:
         self.capabilities = CAPABILITIES
         self._env = entry.env
         self._http = http
+        self._weights_mb: dict[tuple[str | None, ...], int] = {}
         self._program = Program(
             "mistralrs",
             entry.binary,
@@ -99,13 +104,22 @@ class MistralrsHarness:
         path = local_path(spec)
         return None if path is None else size_mb(path)
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        """Return the weights' share plus a third for the KV cache; None for a repository or quantization at load."""
-        weights = self.weights_mb(spec)
-        if not weights or (spec.quant and not _is_gguf(spec)):
+    async def estimate(
+        self,
+        spec: LoadSpec,
+        kind: DeviceKind,
+        devices: Sequence[Device],  # noqa: ARG002 - required by the protocol
+    ) -> MemoryEstimate | None:
+        """Return the weights, as quantized at load, and the KV cache; None for weights that are not found."""
+        index = await find_weights(spec, self._env)
+        if index is None:
             return None
+        weights = index.weights_mb
+        if spec.quant and not index.is_gguf:
+            weights = weights * (int(_quantization_level(spec.quant)) + 1) // _UNQUANTIZED_BITS
+        self._weights_mb[_weights_key(spec)] = weights
         overhead = _CUDA_CONTEXT_MB if kind is DeviceKind.CUDA else _MIN_KV_CACHE_MB
-        return weights * 4 // (3 * spec.tensor_parallel) + overhead
+        return estimate_memory(spec, replace(index, weights_mb=weights), overhead_mb=overhead)
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """Return the command of a server."""
@@ -155,7 +169,7 @@ class MistralrsHarness:
         return self._program.if_supported("--quant", level) or ["--isq", level]
 
     def _kv_cache(self, spec: LoadSpec) -> list[str]:
-        weights = self.weights_mb(spec)
+        weights = self._weights_mb.get(_weights_key(spec), self.weights_mb(spec))
         if spec.vram_mb is None or weights is None:
             return ["--pa-context-len", str(spec.context)] if spec.context else []
         share = weights // max(1, spec.tensor_parallel)
@@ -198,6 +212,10 @@ def _model_argument(spec: LoadSpec) -> str:
     if local_path(spec) is None:
         return spec.source or spec.model_id
     return str(gguf_file(spec).parent if _is_gguf(spec) else local_path(spec))
+
+
+def _weights_key(spec: LoadSpec) -> tuple[str | None, ...]:
+    return (spec.source or spec.model_id, spec.file, spec.quant)
 
 
 def _is_gguf(spec: LoadSpec) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
+import os
 from pathlib import Path
 
 from cortex_common.errors import BadRequest
 from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import bytes_to_mib
+from neuron_server.weights.selection import GGUF_SHARD, gguf_models, loaded_files, with_shards
 
-_SHARD = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
-_WEIGHT_SUFFIXES = {".safetensors", ".gguf", ".bin", ".uqff", ".pt"}
+_MAX_FILES = 20_000
+_MAX_DEPTH = 2
 
 
 def local_path(spec: LoadSpec) -> Path | None:
@@ -44,11 +46,10 @@ def gguf_file(spec: LoadSpec) -> Path:
         raise _not_found(spec)
     if path.is_file():
         return path.resolve()
-    pattern = f"*{spec.quant}*.gguf" if spec.quant else "*.gguf"
-    files = sorted(f for f in path.glob(pattern) if not _is_later_shard(f.name))
+    files = gguf_models((f.name for f in path.iterdir()), spec.quant)
     if len(files) == 1:
-        return files[0].resolve()
-    names = ", ".join(f.name for f in files[:5]) or "none"
+        return (path / files[0]).resolve()
+    names = ", ".join(files[:5]) or "none"
     raise BadRequest(
         f"{source} must contain exactly one matching GGUF file, but contains {names}",
         param="file",
@@ -66,16 +67,27 @@ def _not_found(spec: LoadSpec) -> BadRequest:
     )
 
 
-def _is_later_shard(name: str) -> bool:
-    return _SHARD.match(name) is not None and "-00001-of-" not in name
-
-
-def size_mb(path: Path) -> int:
-    """Return the MiB of a weight file with all its shards, or of all weight files in a directory."""
+def size_mb(path: Path, quant: str | None = None) -> int:
+    """Return the MiB of a weight file with all its shards, or of the files that are loaded from a directory."""
     if path.is_dir():
-        files = [f for f in path.rglob("*") if f.suffix in _WEIGHT_SUFFIXES and f.is_file()]
-    elif shard := _SHARD.match(path.name):
-        files = [f for f in path.parent.glob("*.gguf") if f.name.startswith(shard[1] + "-")]
-    else:
-        files = [path]
+        sizes = directory_sizes(path)
+        return bytes_to_mib(sum(sizes[name] for name in loaded_files(sizes, quant)))
+    files = [path]
+    if GGUF_SHARD.match(path.name):
+        files = [
+            path.parent / n for n in with_shards(path.name, (f.name for f in path.parent.iterdir()))
+        ]
     return bytes_to_mib(sum(f.stat().st_size for f in files))
+
+
+def directory_sizes(directory: Path) -> dict[str, int]:
+    """Return the bytes of the files in a directory, by path relative to it; at most 20,000 files, three levels deep."""
+    sizes: dict[str, int] = {}
+    for folder, folders, files in os.walk(directory, followlinks=True):
+        relative = Path(folder).relative_to(directory)
+        if len(relative.parts) >= _MAX_DEPTH or len(sizes) > _MAX_FILES:
+            folders.clear()
+        for name in files:
+            with contextlib.suppress(OSError):  # a dangling link, or removed since
+                sizes[(relative / name).as_posix()] = (Path(folder) / name).stat().st_size
+    return sizes

@@ -83,11 +83,11 @@ class AttachedRunner:
                 pass
         except CortexError as error:
             self._host.count_failure(self.id, error.code)
-            self._fail(error.message)
+            self._fail(error.message, error.code)
         except Exception as error:
             log.exception("runner_failed", extra={"fields": {"instance": self.id}})
             self._host.count_failure(self.id, CortexError.code)
-            self._fail(f"internal error: {error!r}")
+            self._fail(f"internal error: {error!r}", CortexError.code)
 
     async def _load(self, instance: Instance) -> None:
         started = self._clock.monotonic()
@@ -118,15 +118,15 @@ class AttachedRunner:
             return True
         if models is None:
             self._host.count_failure(self.id, ExitKind.HUNG)
-            self._fail("the engine does not respond")
+            self._fail("the engine does not respond", ExitKind.HUNG)
         else:
-            self._fail("another client of the engine unloaded it")
+            self._fail("another client of the engine unloaded it", ExitKind.ENDED)
         return False
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, kind: str) -> None:
         self._host.record_event("instance_failed", logging.WARNING, instance=self.id, reason=reason)
         instance = self._host.current(self.id)
-        self._host.update(advance(instance, InstanceState.FAILED, error=reason))
+        self._host.update(advance(instance, InstanceState.FAILED, error=reason, failure=str(kind)))
 
 
 def externally_loaded(

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from cortex_common.backoff import Backoff
@@ -93,6 +94,22 @@ class RunnerHost(Protocol):
         """Read the devices now and apply the measurements."""
         ...
 
+    def held_mb(self, instance: InstanceId) -> int:
+        """Return the MiB per device that an instance holds or has reserved."""
+        ...
+
+    async def readmit(self, instance: InstanceId) -> None:
+        """Reserve memory for the restart of an instance's engine.
+
+        Raises:
+            DoesNotFit: another process has taken the memory meanwhile.
+        """
+        ...
+
+    def loading(self, instance: InstanceId) -> AbstractAsyncContextManager[None]:
+        """Return a context in which an instance's engine is started and loads: see `device_order`."""
+        ...
+
 
 class EngineRunner:
     """Runs an instance whose engine is a process of this node, across restarts of that process.
@@ -175,24 +192,24 @@ class EngineRunner:
                 try:
                     await self._load()
                 except CortexError as error:
-                    self._host.count_failure(self.id, error.details.get("exit") or error.code)
-                    await self._fail(error.message)
+                    kind = error.details.get("exit") or error.code
+                    self._host.count_failure(self.id, kind)
+                    await self._fail(error.message, kind)
                     return
                 if not await self._watch():
                     return
         except Exception as error:
             log.exception("runner_failed", extra={"fields": {"instance": self.id}})
             self._host.count_failure(self.id, CortexError.code)
-            await self._fail(f"internal error: {error!r}")
+            await self._fail(f"internal error: {error!r}", CortexError.code)
 
-    async def _fail(self, reason: str) -> None:
+    async def _fail(self, reason: str, kind: str) -> None:
         """Stop the engine and mark the instance as failed, however long what prevents that lasts."""
         for failures in itertools.count(1):
             try:
                 await self._stop_engine()
-                await (
-                    self._host.measure()
-                )  # the failure is published together with the freed memory
+                # The failure is published together with the freed memory.
+                await self._host.measure()
                 break
             except Exception as error:  # noqa: BLE001 - such as a lack of file descriptors, which can pass
                 with contextlib.suppress(Exception):
@@ -200,16 +217,20 @@ class EngineRunner:
                         "engine_stop_failed", logging.ERROR, instance=self.id, reason=error
                     )
                 await asyncio.sleep(_RETRY_BACKOFF.delay_s(failures))
-        instance = advance(self._host.current(self.id), InstanceState.FAILED, error=reason)
+        instance = self._host.current(self.id)
+        instance = advance(instance, InstanceState.FAILED, error=reason, failure=kind)
         self._host.record_event("instance_failed", logging.WARNING, instance=self.id, reason=reason)
         self._host.update(instance)
 
     async def _load(self) -> None:
         """Start the engine unless it was adopted, wait until it is ready, and measure it."""
-        started = self._clock.monotonic()
-        probe = await self._start_until_ready(started)
-        seconds = self._clock.monotonic() - started
-        await self._host.measure()
+        if self._host.current(self.id).crashes:
+            await self._host.readmit(self.id)
+        async with self._host.loading(self.id):
+            started = self._clock.monotonic()
+            probe = await self._start_until_ready(started)
+            seconds = self._clock.monotonic() - started
+            await self._host.measure()
         loading = self._host.current(self.id)
         ready = advance(
             loading,
@@ -220,6 +241,7 @@ class EngineRunner:
             parallel=probe.parallel or loading.spec.parallel,
             engine_version=probe.version,
             error=None,
+            failure=None,
         )
         self._host.update(ready)
         self._host.record_event(
@@ -315,7 +337,7 @@ class EngineRunner:
         self._host.count_failure(self.id, reason.kind)
         self._host.record_event("engine_crashed", logging.ERROR, instance=self.id, kind=reason.kind)
         if restart is None:
-            await self._fail(reason.message)
+            await self._fail(reason.message, reason.kind)
             return False
         delay, crashes = restart
         self._host.update(
@@ -323,6 +345,8 @@ class EngineRunner:
                 instance,
                 InstanceState.LOADING,
                 crashes=crashes,
+                held_mb=self._host.held_mb(self.id),
+                failure=str(reason.kind),
                 stage=f"restarting in {delay:.0f} s after a crash",
                 error=reason.message,
             )

@@ -49,8 +49,8 @@ def create_runner(
         return AttachedRunner(instance.id, harness, host, clock, interval_s)
     assert isinstance(harness, ProcessHarness), "a harness is one or the other"
     own_devices = [device for device in devices if device.index in instance.devices]
-    granted = instance.spec.model_copy(update={"vram_mb": instance.granted_mb})
-    launch = partial(harness.launch, granted, own_devices, engine_host)
+    budgeted = instance.spec.model_copy(update={"vram_mb": instance.budget_mb})
+    launch = partial(harness.launch, budgeted, own_devices, engine_host)
     new = instance.stage is None
     if new:
         launch(instance.port)  # raises now if the harness rejects the spec

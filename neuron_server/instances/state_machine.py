@@ -52,12 +52,19 @@ class Instance:
     Attributes:
         devices: indices of its devices.
         granted_mb: MiB granted on each of them.
+        held_mb: MiB on each of them that stay reserved until a crashed engine is restarted; None otherwise.
+        budget_mb: MiB on each of them that the engine is told to use; None if none.
+        host_mb: MiB of the host's RAM granted in addition, for layers that stay there.
         measured_mb: MiB measured on each of them, in the same order; empty if not measured.
         peak_mb: highest MiB ever measured on one of them.
+        attributed_mb: MiB by which the use of each device rose during the load, where the driver can't attribute
+            memory to processes; empty otherwise.
+        grows: the engine can allocate more memory after it is ready.
         attached: the engine is not started by this node, and keeps its memory whether or not the model is loaded.
         started_at: Unix seconds at which its load started.
         ready_at: Unix seconds at which it became ready; 0 before.
         served_as: the name that the engine expects in requests, if it differs from the model's.
+        failure: how its engine ended if it failed, or the code of the error.
         crashes: number of crashes since it was last healthy for `CRASH_RESET_S`.
     """
 
@@ -69,6 +76,11 @@ class Instance:
     state: InstanceState = InstanceState.LOADING
     measured_mb: tuple[int, ...] = ()
     peak_mb: int = 0
+    attributed_mb: tuple[int, ...] = ()
+    grows: bool = False
+    held_mb: int | None = None
+    budget_mb: int | None = None
+    host_mb: int = 0
     attached: bool = False
     served_as: str | None = None
     started_at: float = 0.0
@@ -82,6 +94,7 @@ class Instance:
     expected_load_s: float | None = None
     crashes: int = 0
     error: str | None = None
+    failure: str | None = None
 
 
 def advance(instance: Instance, to: InstanceState, **changes: Any) -> Instance:
@@ -101,11 +114,11 @@ def advance(instance: Instance, to: InstanceState, **changes: Any) -> Instance:
 
 
 def is_same_work(one: LoadSpec, other: LoadSpec) -> bool:
-    """Return whether two specs describe the same engine, regardless of their instance ids.
+    """Return whether two specs describe the same engine, regardless of their instance ids and reservations.
 
     A spec that leaves the choice of devices to the node matches any devices.
     """
-    ignored: dict[str, Any] = {"instance_id": None}
+    ignored: dict[str, Any] = {"instance_id": None, "reserve_mb": None, "config": None}
     if not one.devices or not other.devices:
         ignored["devices"] = ()
     return one.model_copy(update=ignored) == other.model_copy(update=ignored)

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cortex_common.schema.instances import OUT_OF_MEMORY
+
 
 class ExitKind(StrEnum):
     """Why an engine ended; decides what an operator does next."""
 
     BAD_ARGUMENTS = "bad_arguments"
-    OUT_OF_MEMORY = "out_of_memory"
+    OUT_OF_MEMORY = OUT_OF_MEMORY
     PORT_TAKEN = "port_taken"
     WRONG_BUILD = "wrong_build"
     BAD_WEIGHTS = "bad_weights"

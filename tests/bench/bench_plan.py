@@ -96,6 +96,7 @@ def known(models: int, rng: random.Random) -> CurrentStats:
     loads = (
         Measurement(
             size_key(model_config, DeviceKind.CUDA, 1),
+            "H200",
             "",
             "n",
             SMALLEST_MB,

@@ -84,7 +84,11 @@ async def opened(
     """Open a runtime on some devices."""
     command = (sys.executable, str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}")
     entry = HarnessEntry(
-        name="fake", kind="command", command=command, port_range=(FIRST_PORT, FIRST_PORT + 99)
+        name="fake",
+        kind="command",
+        command=command,
+        port_range=(FIRST_PORT, FIRST_PORT + 99),
+        grows=False,
     )
     config = NeuronConfig(
         neuron=NeuronSection(state_dir=directory / "state", on_stop=on_stop),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -68,6 +69,13 @@ class ParamsSection(Section):
     always requests 32000 tokens."""
 
 
+_ENGINE_FIELDS = {
+    *("id", "harness", "source", "file", "quant", "vram_mb"),
+    *("context", "parallel", "args", "env"),
+}
+"""Fields of a model config that change how its engine is started; the others only change where and when."""
+
+
 class ModelConfig(Section):
     """[[models]]: how one model is served."""
 
@@ -87,8 +95,9 @@ class ModelConfig(Section):
     """Quantization, such as "Q4_K_M"."""
 
     vram_mb: Mib | None = None
-    """Estimated memory in MiB over all of its devices, until a load has been measured.
-    Default: derived from the size of the weights."""
+    """Memory in MiB that it can use over all of its devices. Engines that size themselves, such as vLLM, are told this
+    number; a measurement never changes it. It is also the memory that is reserved, until a load has been measured.
+    Default: derived from the weights and the context."""
 
     min_devices: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of devices that one instance is split across."""
@@ -152,6 +161,12 @@ class ModelConfig(Section):
     env: dict[str, str] = Field(default_factory=dict)
     """Additional environment variables for the engine."""
 
+    @property
+    def config_hash(self) -> str:
+        """Hash of everything that an instance is started with, other than its devices."""
+        content = self.model_dump_json(include=_ENGINE_FIELDS)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
     def node_refusal(self, node: str, labels: Mapping[str, str]) -> str | None:
         """Return why a node with these labels may not run the model, for people; None if it may."""
         if self.nodes and node not in self.nodes:
@@ -164,18 +179,17 @@ class ModelConfig(Section):
         devices: tuple[int, ...] = (),
         instance_id: str | None = None,
         *,
-        device_mb: int | None = None,
+        reserve_mb: int | None = None,
     ) -> LoadSpec:
         """Return the load request to send to a node.
 
         Args:
             devices: indices on the node; empty lets the node choose.
             instance_id: id of the new instance.
-            device_mb: MiB required on each device; None splits `vram_mb` evenly.
+            reserve_mb: MiB to reserve on each device, if measured in earlier loads.
         """
         device_count = max(self.min_devices, len(devices))
-        if device_mb is None and self.vram_mb is not None:
-            device_mb = -(-self.vram_mb // device_count)
+        vram_mb = None if self.vram_mb is None else -(-self.vram_mb // device_count)
         return LoadSpec(
             model_id=self.id,
             harness=self.harness,
@@ -187,7 +201,9 @@ class ModelConfig(Section):
             devices=devices,
             context=self.context,
             parallel=self.parallel,
-            vram_mb=device_mb,
+            vram_mb=vram_mb,
+            reserve_mb=reserve_mb,
+            config=self.config_hash,
             args=self.args,
             env=self.env,
         )

@@ -190,6 +190,10 @@ class HarnessEntry(Section):
     """Kind "command": metrics of its GET /metrics that count running and queued requests. With them, requests from
     other gateways and clients are included when an instance is drained. Default: those of the preset."""
 
+    grows: bool | None = None
+    """Kind "command": whether an engine can allocate more memory after it is ready, like ComfyUI and Ollama. All of its
+    granted memory then stays reserved. Default: no for the presets "vllm" and "sglang", else yes."""
+
     url: BaseUrl | None = None
     """Kind "attach": base URL of an engine that is not managed by this neuron."""
 

@@ -59,6 +59,7 @@ class InstanceView:
         last_used: Unix seconds at which its last request ended; before the first one, at which its load ended.
         pinned: whether its model config or an operator protects it from eviction.
         reason: why the scheduler placed it there.
+        vram_measured_mb, vram_peak_mb, vram_granted_mb, grows, failure, config: see `instances.ModelInfo`.
         failing: why the gateway sends it no requests although it is ready: its last failure, or what forbids it.
         routable: whether it may get requests at all: its node may run its model, and its URL is on the node.
         requests, errors, tokens_in, tokens_out: totals of this gateway since the instance was loaded. They only
@@ -73,6 +74,12 @@ class InstanceView:
     devices: tuple[int, ...] = ()
     vram_used_mb: int = 0
     vram_by_device: tuple[int, ...] = ()
+    vram_measured_mb: tuple[int, ...] = ()
+    vram_peak_mb: int = 0
+    vram_granted_mb: int = 0
+    grows: bool = False
+    failure: str | None = None
+    config: str | None = None
     url: str | None = None
     context: int | None = None
     parallel: int | None = None

@@ -77,6 +77,10 @@ class InstanceState(StrEnum):
         return cls.STOPPING if isinstance(value, str) else None
 
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The failure of an instance whose engine ran out of memory: see `ModelInfo.failure`."""
+
+
 class LoadSpec(StrictWireModel):
     """POST /models/load: how to start one instance.
 
@@ -92,7 +96,10 @@ class LoadSpec(StrictWireModel):
         devices: indices on the node; empty lets the node choose.
         context: context size in tokens, prompt and completion; None for the model's own.
         parallel: number of requests that the engine processes at the same time; None for the harness's default.
-        vram_mb: MiB required on each device; None lets the node estimate it.
+        vram_mb: MiB that the engine can use on each device; None lets the node estimate it.
+        reserve_mb: MiB to reserve on each device, as measured in earlier loads. The engine is not told this number, so
+            that a measurement never raises what it uses. None lets the node decide.
+        config: hash of the model config that the caller built this spec from; reported with the instance.
         args: additional command-line arguments for the engine.
         env: additional environment variables for the engine.
     """
@@ -108,6 +115,8 @@ class LoadSpec(StrictWireModel):
     context: Tokens | None = None
     parallel: Annotated[int, Field(ge=1, le=4096)] | None = None
     vram_mb: Mib | None = None
+    reserve_mb: Mib | None = None
+    config: Annotated[str, Field(max_length=64)] | None = None
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
 
@@ -160,6 +169,11 @@ class ModelInfo(WireModel):
         vram_by_device: the same for each of `devices`, in that order.
         vram_measured_mb: MiB measured for its process tree on each of `devices`; empty if unknown.
         vram_peak_mb: the largest value ever measured on one device; 0 if unknown.
+        vram_granted_mb: MiB that the node's ledger granted on each device.
+        vram_budget_mb: MiB on each device that its engine was told to use; null if none.
+        grows: its engine can allocate more after it is ready, so all of its grant stays reserved.
+        failure: how its engine ended if it failed, such as "out_of_memory", or the error code of the failed load.
+        config: see `LoadSpec.config`.
         url: base URL of its OpenAI routes once it is ready, without "/v1".
         served_as: the model name that the engine expects in requests, if it differs.
         progress: completed fraction of the load, 0 to 1, if the engine reports it.
@@ -184,6 +198,11 @@ class ModelInfo(WireModel):
     vram_by_device: tuple[Mib, ...] = ()
     vram_measured_mb: tuple[Mib, ...] = ()
     vram_peak_mb: Mib = 0
+    vram_granted_mb: Mib = 0
+    vram_budget_mb: Mib | None = None
+    grows: bool = False
+    failure: Name | None = None
+    config: Name | None = None
     progress: Float | None = None
     stage: Text | None = None
     eta_s: Float | None = None

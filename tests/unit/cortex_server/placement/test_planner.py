@@ -298,7 +298,7 @@ def test_a_gpu_comes_before_a_cpu() -> None:
 def test_a_measured_size_beats_the_configured_one() -> None:
     """The measured size is used, whatever the model config says."""
     wanted = model_config("a", 900)
-    sizes = {size_key(wanted, DeviceKind.CUDA, 1): Size(300, SizeSource.MEASURED)}
+    sizes = {size_key(wanted, DeviceKind.CUDA, 1): {"H200": Size(300, SizeSource.MEASURED)}}
     found = plan(PlacementRequest(wanted), cluster(node("n1", (device(0, 400),)), sizes=sizes), LRU)
     assert isinstance(found, Load)
     assert found.shape.size == Size(300, SizeSource.MEASURED)

@@ -29,7 +29,9 @@ KEY = size_key(A, DeviceKind.CUDA, 1)
 
 def measured(mb: int, **more: object) -> Measurement:
     """Return a measurement of model A."""
-    base = Measurement(key=KEY, build="1.0", node="n1", device_mb=mb, load_s=10.0, at=NOW)
+    base = Measurement(
+        key=KEY, card="H200", build="1.0", node="n1", device_mb=mb, load_s=10.0, at=NOW
+    )
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
 
 
@@ -107,19 +109,22 @@ def test_directives_outlive_the_gateway(tmp_path: Path) -> None:
 def test_plans_use_the_largest_load_of_a_build() -> None:
     """A smaller load does not reduce the size, another build resets it, and seconds follow the latest loads."""
     measurements = Measurements([measured(400), measured(300, load_s=20.0)])
-    assert measurements.sizes[KEY].device_mb == 400
+    assert measurements.sizes[KEY]["H200"].device_mb == 400
     assert measurements.load_seconds("a") == 15.0
-    assert Measurements([measured(400), measured(300, build="2.0")]).sizes[KEY].device_mb == 300
+    assert (
+        Measurements([measured(400), measured(300, build="2.0")]).sizes[KEY]["H200"].device_mb
+        == 300
+    )
 
 
 def test_a_refused_load_sets_the_size() -> None:
     """The size from the node is used until a load is measured, and does not replace a larger measurement."""
     measurements = Measurements()
-    measurements.record_refusal(A, DeviceKind.CUDA, 1, 800)
-    assert measurements.sizes[KEY].source is SizeSource.NODE
+    measurements.record_refusal(A, DeviceKind.CUDA, 1, "H200", 800)
+    assert measurements.sizes[KEY]["H200"].source is SizeSource.NODE
     known = Measurements([measured(900)])
-    known.record_refusal(A, DeviceKind.CUDA, 1, 800)
-    assert known.sizes[KEY].device_mb == 900
+    known.record_refusal(A, DeviceKind.CUDA, 1, "H200", 800)
+    assert known.sizes[KEY]["H200"].device_mb == 900
 
 
 def test_a_ready_instance_is_measured_again_when_it_has_grown() -> None:

@@ -23,7 +23,7 @@ from cortex_common.schema.engine_traits import (
 )
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import AttachedHarness, ProcessHarness
+from neuron_server.harness.base import AttachedHarness, MemoryEstimate, ProcessHarness
 from neuron_server.harness.command import CommandHarness, fill, sum_series
 from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit_params
 from neuron_server.harness.mistralrs import MistralrsHarness, parse_models
@@ -283,10 +283,12 @@ def test_llama_server_downloads_repositories(http: httpx.AsyncClient, program: P
 
 
 def test_fit_params_are_parsed_by_device():
-    """The fullest GPU counts, or the host on the CPU."""
+    """The fullest GPU of the launch counts, the sum over other GPUs than those, or the host on the CPU."""
     printed = "CUDA0 100 20 3\nCUDA1 90 20 30\nHost 7 2 1\n"
-    assert parse_fit_params(printed, DeviceKind.CUDA) == 140
-    assert parse_fit_params(printed, DeviceKind.CPU) == 10
+    assert parse_fit_params(printed, DeviceKind.CUDA, 2) == MemoryEstimate(140, 10)
+    assert parse_fit_params(printed, DeviceKind.CUDA, 1) == MemoryEstimate(263, 10)
+    assert parse_fit_params("CUDA0 9 0 0\nCUDA0 1 0 0\n", DeviceKind.CUDA) == MemoryEstimate(10)
+    assert parse_fit_params(printed, DeviceKind.CPU) == MemoryEstimate(10)
     assert parse_fit_params("no numbers", DeviceKind.CPU) is None
 
 

@@ -113,7 +113,7 @@ def test_a_load_joins_an_instance_that_serves_it():
 
 def test_a_load_joins_an_instance_that_its_caller_does_not_know():
     """An instance unknown to the caller serves its load, whatever its size; for a known one, another is started."""
-    mine = SPEC.model_copy(update={"instance_id": "mine", "vram_mb": 7, "devices": (0,)})
+    mine = SPEC.model_copy(update={"instance_id": "mine", "reserve_mb": 7, "devices": (0,)})
     theirs = instance(InstanceState.LOADING)
     answer = join_existing(mine, theirs, known=[])
     assert answer is not None
