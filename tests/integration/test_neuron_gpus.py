@@ -107,7 +107,7 @@ async def ready(runtime: Runtime, model: str) -> ModelInfo:
     """Wait until a model is ready."""
     async with asyncio.timeout(60):
         async for _ in runtime.changes.subscribe(1.0):
-            info = next(m for m in runtime.models(lambda _: "url") if m.id == model)
+            info = next(m for m in runtime.models(lambda _: "http://127.0.0.1:1") if m.id == model)
             assert info.status is not InstanceState.FAILED, info.error
             if info.status is InstanceState.READY:
                 return info
@@ -253,5 +253,5 @@ async def test_an_adopted_engine_stays_on_its_gpu_when_indices_change(tmp_path: 
             assert (await ready(before, f"on-{number}")).devices == (number,)
     async with opened(tmp_path, NvmlSource(FakeNvml(gpus[0], gpus[2]))) as after:
         await ready(after, "on-2")
-        found = {m.id: m.devices for m in after.models(lambda _: "url")}
+        found = {m.id: m.devices for m in after.models(lambda _: "http://127.0.0.1:1")}
         assert found == {"on-0": (0,), "on-2": (1,)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import cast
 
@@ -124,6 +125,7 @@ class Node:
             self.clock,
             free_mb=lambda _devices: [],
             before_stop=lambda _instance: None,
+            stopping=lambda _instance: contextlib.nullcontext(),
             after_stop=lambda instance: self.removed.append(instance.id),
         )
 

@@ -83,12 +83,12 @@ async def test_a_key_that_cannot_be_applied_is_not_stored(tmp_path: Path):
 def test_damaged_measurements_and_directives_are_ignored(tmp_path: Path, column: str):
     """A model without measurement is measured again."""
     path = tmp_path / "a.sqlite"
-    good = ("m", "w", None, None, None, "h", "cuda", 1, "b", "n", 1, 5, 5, 1.0, 1.0)
+    good = ("m", "w", *[None] * 4, "h", "cuda", 1, "H200", "b", "n", 1, 5, 5, 1.0, 1.0)
     with contextlib.closing(Database(path)) as database:
         PlacementStore(database)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute(f"insert into measurements values ({', '.join('?' * 15)})", good)
-        db.execute(f"insert into measurements values ({', '.join('?' * 15)})", ("bad", *good[1:]))
+        db.execute(f"insert into measurements values ({', '.join('?' * 17)})", good)
+        db.execute(f"insert into measurements values ({', '.join('?' * 17)})", ("bad", *good[1:]))
         db.execute(f"update measurements set {column} = 'x' where model = 'bad'")
         db.execute("insert into directives values ('n', 'pin', 'm', 0, '{\"kind\": \"pin\"}')")
         db.execute("insert into directives values ('n', 'pin', 'x', 0, '{\"until\": 1e999}')")
