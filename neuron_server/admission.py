@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from cortex_common.errors import Conflict
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import InstanceState, LoadResponse, LoadSpec
+from neuron_server.hardware.host import card_key
 from neuron_server.harness.base import AttachedHarness, Harness, MemoryEstimate
 from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance, is_same_work
 from neuron_server.ledger import MemoryRequest
@@ -122,11 +123,6 @@ def _budget_mb(spec: LoadSpec, past: PastLoad, estimate: MemoryEstimate | None) 
     if estimate is None:
         return past.budget_mb
     return max(estimate.device_mb, past.too_small_mb or 0)
-
-
-def card_key(devices: Sequence[Device]) -> str:
-    """Return a key of the types of some devices, under which sizes are learned."""
-    return "+".join(sorted({f"{d.kind}:{d.name}" for d in devices}))
 
 
 def join_existing(

@@ -10,8 +10,7 @@ from cortex_common.errors import DoesNotFit
 from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, Health
 from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server import views
-from neuron_server.admission import card_key
-from neuron_server.hardware.host import Host, Reading
+from neuron_server.hardware.host import Host, Reading, card_key
 from neuron_server.hardware.sample import DeviceSample
 from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance
 from neuron_server.ledger import (

@@ -162,6 +162,11 @@ def _missing_sample(device: Device) -> DeviceSample:
     )
 
 
+def card_key(devices: Sequence[Device]) -> str:
+    """Return a key of the types of some devices, under which sizes are learned."""
+    return "+".join(sorted({f"{d.kind}:{d.name}" for d in devices}))
+
+
 def _os_name() -> str:
     try:
         return platform.freedesktop_os_release()["PRETTY_NAME"]

@@ -28,8 +28,8 @@ from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.estimates import estimate_memory
 from neuron_server.harness.probe import device_environment, get, get_json
-from neuron_server.harness.weights import local_path, size_mb
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.files import local_path, size_mb
 from neuron_server.weights.index import find_weights
 
 _LOADING = 503

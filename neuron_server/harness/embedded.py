@@ -15,9 +15,9 @@ from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.probe import get_json
-from neuron_server.harness.weights import gguf_file, size_mb
 from neuron_server.process.program import not_supported_message
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.files import gguf_file, size_mb
 
 _TRAITS = EngineTraits(parallel_tool_calls=False, effort_names=MISTRALRS.effort_names)
 """mistral.rs without its server: the names of reasoning efforts are the same, but no extensions are supported."""

@@ -24,9 +24,9 @@ from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.estimates import estimate_llama
 from neuron_server.harness.llama_arguments import extra_files, memory_arguments
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
-from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, run_program
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.files import gguf_file, local_path, repository, size_mb
 from neuron_server.weights.index import find_weights
 
 _CUDA_CONTEXT_MB = 600

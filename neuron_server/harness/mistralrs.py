@@ -24,9 +24,9 @@ from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.estimates import estimate_memory
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
-from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, lacks_cuda
 from neuron_server.process.supervisor import Launch
+from neuron_server.weights.files import gguf_file, local_path, repository, size_mb
 from neuron_server.weights.index import find_weights
 
 CAPABILITIES = EngineCapabilities(

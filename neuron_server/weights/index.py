@@ -19,7 +19,7 @@ import httpx
 from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import bytes_to_mib
 from neuron_server.embedded_engine.gguf_header import metadata, partial_metadata
-from neuron_server.harness.weights import directory_sizes, local_path
+from neuron_server.weights.files import directory_sizes, local_path
 from neuron_server.weights.selection import (
     gguf_models,
     is_later_shard,

@@ -179,7 +179,7 @@ async def test_an_xid_is_an_event_and_a_lasting_warning(runtime: Runtime, gpus: 
     """XIDs are recorded with the affected instances, and reported in the warnings of /discovery."""
     await runtime.load(fake("m", vram_mb=4000, instance_id="i"))
     await ready(runtime, "m")
-    before = runtime.status(lambda _: "").discovery
+    before = runtime.status(lambda _: "http://127.0.0.1:1").discovery
     gpus[1].events.extend([(XID, 48), (XID, 48), (XID, 31)])
     await runtime.measure()
     fields = [e.fields for _, e in runtime.events.since(0) if e.event == "xid_error"]
@@ -192,7 +192,7 @@ async def test_an_xid_is_an_event_and_a_lasting_warning(runtime: Runtime, gpus: 
     (warning,) = runtime.discovery().warnings  # XID 31 is caused by the engine
     assert warning.code == "xid_error"
     assert "GPU 1 (Card 1): XID 48, 2 times" in warning.message
-    assert runtime.status(lambda _: "").discovery != before
+    assert runtime.status(lambda _: "http://127.0.0.1:1").discovery != before
 
 
 async def test_a_lost_gpu_and_its_xid_are_warnings(runtime: Runtime, gpus: list[LiveGpu]):

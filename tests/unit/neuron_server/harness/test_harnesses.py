@@ -29,8 +29,8 @@ from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit_params
 from neuron_server.harness.mistralrs import MistralrsHarness, parse_models
 from neuron_server.harness.probe import device_environment, engine_client
 from neuron_server.harness.registry import HarnessRegistry
-from neuron_server.harness.weights import gguf_file, size_mb
 from neuron_server.process.supervisor import Launch, engine_environment
+from neuron_server.weights.files import gguf_file, size_mb
 
 GPUS = [
     Device(index=1, uuid="GPU-b", name="B", vram_total_mb=1),
