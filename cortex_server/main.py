@@ -87,7 +87,7 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
             if read is not None:
                 gateway.reloader = Reloader(files, read, gateway.apply, SystemClock())
                 gateway.tasks.start("reload", gateway.reloader.watch)
-                _reload_on_hangup(gateway.reloader, group)
+                _handle_hangup(gateway.reloader, group, shutdown)
             shutdown.handle_signals()
             freeze_startup_objects()
             event(log, "gateway_listening", url=url_of(sock, tls=gateway.serves_tls))
@@ -135,9 +135,10 @@ class _Shutdown:
         """Install handlers for SIGTERM and SIGINT."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self.begin)
 
-    def _on_signal(self) -> None:
+    def begin(self) -> None:
+        """Drain the gateway, or cut the drain short if it has begun."""
         if self._drain_task is None:
             systemd.notify("STOPPING=1", os.environ)
             # The unit's TimeoutStopSec must not interrupt a long drain.
@@ -150,8 +151,23 @@ class _Shutdown:
             self._drain_task.cancel()
 
 
-def _reload_on_hangup(reloader: Reloader, group: asyncio.TaskGroup) -> None:
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(
-        signal.SIGHUP, lambda: group.create_task(reloader.try_reload(), name="reload")
-    )
+def _handle_hangup(reloader: Reloader, group: asyncio.TaskGroup, shutdown: _Shutdown) -> None:
+    """On SIGHUP, reload the settings, or stop if the signal means that the terminal was closed."""
+    started_on_terminal = _has_terminal()
+
+    def on_hangup() -> None:
+        if started_on_terminal and not _has_terminal():
+            shutdown.begin()
+        else:
+            group.create_task(reloader.try_reload(), name="reload")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _has_terminal() -> bool:
+    """Return whether this process has a controlling terminal; opening a closed one fails with ENXIO (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import math
@@ -11,7 +10,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import uvloop
@@ -112,9 +111,10 @@ async def _serve(config: NeuronConfig) -> None:
             )
         server = create_server(config, runtime, url=url, tls=tls.context if tls else None)
         freeze_startup_objects()
-        with _Shutdown(server, runtime).on_signals():
-            await server.serve(sockets=[listener])
+        _Shutdown(server, runtime).handle_signals()
+        await server.serve(sockets=[listener])
         await runtime.tasks.close()
+        log_event(log, "neuron_stopped")
 
 
 def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
@@ -198,17 +198,11 @@ class _Shutdown:
         self._server = server
         self._runtime = runtime
 
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT inside the block."""
+    def handle_signals(self) -> None:
+        """Install handlers for SIGTERM, SIGINT and SIGHUP, the signal of a closed terminal, until the process exits."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
         hurry = self._server.should_exit
@@ -218,6 +212,7 @@ class _Shutdown:
             timeout_s = 0.0 if hurry else self._runtime.config.neuron.relay_drain_s
             log_event(log, "neuron_draining", relayed=relayed, timeout_s=timeout_s)
             self._runtime.stopping_s = timeout_s
-        self._server.force_exit = hurry
         self._server.stop()
+        if hurry:
+            self._server.cut()
         self._runtime.changes.close()

@@ -36,6 +36,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self._stop.set()
 
+    def cut(self) -> None:
+        """End the requests that `stop` waits for; unlike uvicorn's `force_exit`, the application is still shut down."""
+        for connection in tuple(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        for task in tuple(self.server_state.tasks):
+            task.cancel()
+
     async def main_loop(self) -> None:
         """Wait for `stop`, with one tick a second; uvicorn's own wakes ten times a second."""
         time = asyncio.get_running_loop().time
