@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 from cortex_common.errors import CortexError
-from cortex_http.headers import Headers
+from cortex_http.headers import Headers, lines
 from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
 from cortex_server.proxy.adapters.base import DialectAdapter, openai_error
 from cortex_server.proxy.headers import TO_ENGINE
@@ -85,7 +85,7 @@ class RequestHead:
             by_name,
             [h for h in headers if h[0] in CREDENTIAL_HEADERS],
             is_local_request(peer, headers),
-            b"".join([b"%b: %b\r\n" % h for h in headers if h[0] in TO_ENGINE]),
+            lines([h for h in headers if h[0] in TO_ENGINE and not _is_overridden(h, by_name)]),
             next((by_name[name] for name in _SESSION if name in by_name), b""),
             by_name.get(b"content-type", b"").lower().startswith(b"multipart/"),
         )
@@ -96,3 +96,8 @@ class RequestHead:
         if self.query.find(b"model=") < 0:
             return None
         return parse_qs(self.query.decode("latin-1")).get("model", [None])[0]
+
+
+def _is_overridden(header: tuple[bytes, bytes], by_name: dict[bytes, bytes]) -> bool:
+    """Return whether this is another Content-Type than the one that the body is read by."""
+    return header[0] == b"content-type" and header[1] != by_name[header[0]]

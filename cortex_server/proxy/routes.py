@@ -7,7 +7,7 @@ from cortex_server.proxy.adapters.base import DialectAdapter, anthropic_error
 from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
 from cortex_server.proxy.adapters.messages import MessagesAdapter
 from cortex_server.proxy.adapters.openai import OpenAiAdapter
-from cortex_server.proxy.adapters.request_body import read_fields, read_form, with_form_model
+from cortex_server.proxy.adapters.request_body import read_fields, read_form
 from cortex_server.proxy.adapters.responses import (
     CompactAdapter,
     InputTokensAdapter,
@@ -23,9 +23,9 @@ _ENGINE_PATHS = {"/v2/rerank": "/v1/rerank"}
 def _openai(head: RequestHead, ident: bytes, body: bytes, _stored: OwnResponses) -> DialectAdapter:
     path = _ENGINE_PATHS.get(head.route.path, head.route.path)
     if head.form:
-        return OpenAiAdapter(
-            path, body, read_form(body, head.model_in_query), ident, with_form_model
-        )
+        content_type = head.headers.get(b"content-type", b"")
+        form = read_form(body, content_type, head.model_in_query)
+        return OpenAiAdapter(path, form.body, form.fields, ident, form.replace_model)
     return OpenAiAdapter(path, body, read_fields(body, head.model_in_query), ident)
 
 

@@ -7,12 +7,14 @@ json.loads takes ten times as long.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
 from cortex_common.schema.msgspec_errors import parse_validation_error
-from cortex_http.multipart import FormField
+from cortex_http.multipart import FormError, add_field, find_field
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -131,23 +133,41 @@ def as_stream(body: bytes) -> bytes:
     return msgspec.json.encode(_decode_raw(body) | changes)
 
 
-_MODEL_FIELD = FormField("model")
+class FormRequest(NamedTuple):
+    """A multipart/form-data request.
+
+    Attributes:
+        body: The form, which names the model.
+        fields: What was read from it.
+        replace_model: Returns the form with another model name, given the form and both names.
+    """
+
+    body: bytes
+    fields: BodyFields
+    replace_model: Callable[[bytes, str, str], bytes]
 
 
-def read_form(body: bytes, default_model: str | None = None) -> BodyFields:
+def read_form(body: bytes, content_type: bytes, default_model: str | None = None) -> FormRequest:
     """Read the model of a multipart/form-data body; files in it are not looked at.
 
+    Args:
+        body: The request's body.
+        content_type: Its Content-Type header, which names the boundary.
+        default_model: Model named in the query string, for a form that names none; it is added to the form.
+
     Raises:
+        MalformedBody: It is not a form, or engines could read it in different ways.
         MissingModel: The form has no such field, and the query names no model.
     """
-    name = _MODEL_FIELD.read(body)
-    if name is None:
-        name = default_model
-    if not name:
+    try:
+        field = find_field(body, content_type, "model")
+        if field is None and default_model:
+            body = add_field(body, content_type, "model", default_model)
+            field = find_field(body, content_type, "model")
+    except FormError as failed:
+        raise MalformedBody(f"the form can't be read: {failed}", param="model") from failed
+    if field is None or not field.value:
         raise missing_model()
-    return BodyFields(model=name)
-
-
-def with_form_model(body: bytes, _old: str, new: str) -> bytes:
-    """Return the same form with another model name."""
-    return _MODEL_FIELD.replace(body, new)
+    return FormRequest(
+        body, BodyFields(model=field.value), lambda form, _, new: field.replace(form, new)
+    )

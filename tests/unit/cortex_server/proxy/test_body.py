@@ -9,12 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cortex_common.errors import BadRequest, CortexError
+from cortex_common.errors import BadRequest, CortexError, MalformedBody
 from cortex_server.proxy.adapters.request_body import (
     as_stream,
     read_fields,
     read_form,
-    with_form_model,
     with_model,
     with_usage,
 )
@@ -97,21 +96,31 @@ def form(model: str, boundary: str = "xYz") -> bytes:
     ).encode()
 
 
+FORM = b"multipart/form-data; boundary=xYz"
+
+
 def test_the_model_of_a_form_is_found_and_replaced():
     """Transcriptions name their model in a form field, beside a file that may hold anything."""
-    assert read_form(form("whisper")).name == "whisper"
-    assert with_form_model(form("nick"), "nick", "org/whisper") == form("org/whisper")
+    read = read_form(form("whisper"), FORM)
+    assert read.fields.name == "whisper"
+    assert read.replace_model(form("whisper"), "whisper", "org/nick") == form("org/nick")
 
 
-@pytest.mark.parametrize("other", [b'"model_name"', b"model_name"])
-def test_a_field_whose_name_begins_like_the_models_is_another(other):
-    """Servers of speech have fields such as model_type."""
-    before = b"--xYz\r\nContent-Disposition: form-data; name=" + other + b"\r\n\r\nbig\r\n"
-    assert read_form(before + form("whisper")).name == "whisper"
+def test_a_model_of_the_query_is_added_to_a_form_without_one():
+    """The engine gets the model that was checked."""
+    read = read_form(b"--xYz--\r\n", FORM, "q")
+    assert read_form(read.body, FORM).fields.name == read.fields.name == "q"
+    assert read_form(form("whisper"), FORM, "q").fields.name == "whisper"
+
+
+@pytest.mark.parametrize("body", [form("a").replace(b"--xYz--\r\n", b"") + form("b"), b"{}", b""])
+def test_a_form_that_is_ambiguous_or_malformed_is_refused(body):
+    """With the words of the parser."""
+    with pytest.raises(MalformedBody, match="the form can't be read"):
+        read_form(body, FORM)
 
 
 def test_a_model_in_the_query_serves_where_the_body_names_none():
     """The body's own comes first."""
     assert read_fields(b'{"input":"x"}', "q").name == "q"
     assert read_fields(b'{"model":"b"}', "q").name == "b"
-    assert read_form(b"--x--", "q").name == "q"
