@@ -119,7 +119,7 @@ class BackgroundTasks:
         self._failures[name] = replace(known, count=known.count + 1, error=text, at=at)
         # Whoever handles the error can fail for the same reason, such as a lack of file descriptors.
         with contextlib.suppress(Exception):
-            log.error("task_failed", exc_info=error, extra={"facts": {"task": name}})
+            log.error("task_failed", exc_info=error, extra={"fields": {"task": name}})
         with contextlib.suppress(Exception):
             self._on_failure()
 
