@@ -18,6 +18,7 @@ from cortex_cli.output import notify, stderr_paint, stdout_paint
 from cortex_cli.render.details import RESULTS, Result, to_failure
 from cortex_cli.render.fleet import place, progress_text
 from cortex_cli.render.output_format import OutputFormat, format_items
+from cortex_cli.terminal import write_err, write_out
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.schema.bounds import MAX_DURATION_S
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeState
@@ -240,7 +241,7 @@ async def _try(
             notify(action.detach_message)
         raise
     if action.output.tabular:
-        sys.stdout.write(f"{outcome.line}\n")
+        write_out(f"{outcome.line}\n")
         sys.stdout.flush()
     return Result(name, action.name, "planned" if action.dry_run else "done", outcome.result), None
 
@@ -251,7 +252,7 @@ def _write_results(results: Sequence[Result], output: OutputFormat) -> None:
     names_only = output is OutputFormat.NAME
     written = [r for r in results if r.error is None] if names_only else results
     if text := format_items(RESULTS, written, output, colors=stdout_paint()):
-        sys.stdout.write(f"{text}\n")
+        write_out(f"{text}\n")
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -270,6 +271,9 @@ def confirm(question: str, *, yes: bool) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
+_CLEAR_LINE = "\r\x1b[K"
+
+
 @asynccontextmanager
 async def show_progress(client: OperatorClient, model: str) -> AsyncIterator[None]:
     """Show the progress of a model's loads on a terminal while the block runs."""
@@ -283,7 +287,7 @@ async def show_progress(client: OperatorClient, model: str) -> AsyncIterator[Non
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(_CLEAR_LINE)
 
 
 async def _write_progress(client: OperatorClient, model: str) -> None:
@@ -295,5 +299,6 @@ async def _write_progress(client: OperatorClient, model: str) -> None:
                 for i in snapshot.instances()
                 if i.model == model and progress_text(i)
             ]
-            sys.stderr.write(f"\r\x1b[Kloading {model} {'; '.join(loads)}")
+            sys.stderr.write(_CLEAR_LINE)
+            write_err(f"loading {model} {'; '.join(loads)}")
             sys.stderr.flush()

@@ -13,6 +13,7 @@ import typer.main
 
 from cortex_cli.color import colors_for
 from cortex_cli.root import COMPLETE_VARIABLE, app, register_completion
+from cortex_cli.terminal import write_err
 from cortex_common.errors import CortexError
 
 
@@ -65,20 +66,20 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def _report(error: Exception) -> int:
     from cortex_cli.error_exit import describe, exit_code
 
-    sys.stderr.write(describe(error, colors_for(sys.stderr, os.environ)) + "\n")
+    write_err(describe(error, colors_for(sys.stderr, os.environ)) + "\n")
     return exit_code(error)
 
 
 def _report_usage(error: _UsageError) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
-        sys.stderr.write(context.get_help() + "\n")
+        write_err(context.get_help() + "\n")
         return error.exit_code
     colors = colors_for(sys.stderr, os.environ)
     # One line without the prefixes that Typer and pydantic add.
     message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     message = message.removeprefix("Invalid value: ")
-    sys.stderr.write(f"{colors.bad('error:')} {message[:1].lower()}{message[1:]}\n")
+    write_err(f"{colors.bad('error:')} {message[:1].lower()}{message[1:]}\n")
     if context is not None:
-        sys.stderr.write(f"\n{colors.hint('hint:')} see `{context.command_path} --help`\n")
+        write_err(f"\n{colors.hint('hint:')} see `{context.command_path} --help`\n")
     return error.exit_code

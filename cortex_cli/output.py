@@ -10,6 +10,7 @@ from typing import TypeVar
 from cortex_cli.client import fetch_fleet, run
 from cortex_cli.color import Colors, colors_for
 from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
+from cortex_cli.terminal import write_err, write_out
 from cortex_cli.watch import watch
 from cortex_common.schema.fleet import FleetSnapshot
 
@@ -18,7 +19,7 @@ Item = TypeVar("Item")
 
 def notify(text: str) -> None:
     """Write a message for people to stderr."""
-    sys.stderr.write(f"{text}\n")
+    write_err(f"{text}\n")
 
 
 def stdout_paint() -> Colors:
@@ -34,7 +35,7 @@ def stderr_paint() -> Colors:
 def write_item(kind: ListKind[Item], item: Item, output: OutputFormat, text: str) -> None:
     """Write a single item: `text` in tabular formats, otherwise a list with one element."""
     content = text if output.tabular else format_items(kind, [item], output, colors=stdout_paint())
-    sys.stdout.write(f"{content}\n")
+    write_out(f"{content}\n")
 
 
 def write_items(
@@ -56,7 +57,7 @@ def write_items(
     """
     text = format_items(kind, items, output, colors=stdout_paint(), headers=headers)
     if text:
-        sys.stdout.write(f"{text}\n")
+        write_out(f"{text}\n")
     elif output.tabular:
         notify(no_matches(total) if total else kind.empty_text)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cortex_cli.client import connect
+from cortex_cli.terminal import write_err, write_out
 from cortex_common.errors import AuthenticationFailed, CortexError, PermissionDenied
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot
@@ -141,12 +142,13 @@ async def poll(
 
 def report_lost(lost: ConnectionLost) -> None:
     """Write to stderr that the gateway is unreachable."""
-    sys.stderr.write(f"connection lost: {lost.reason}; retrying in {lost.retry_in_s:.1f}s\n")
+    write_err(f"connection lost: {lost.reason}; retrying in {lost.retry_in_s:.1f}s\n")
 
 
 def _write(text: str, empty_text: str) -> None:
     if sys.stdout.isatty():
-        sys.stdout.write(f"{CLEAR_SCREEN}{text or empty_text}\n")
+        sys.stdout.write(CLEAR_SCREEN)
+        write_out(f"{text or empty_text}\n")
     elif text:
-        sys.stdout.write(f"{text}\n")
+        write_out(f"{text}\n")
     sys.stdout.flush()

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from typing_extensions import override
 
 from cortex_cli.chat.blocks import complete_blocks
-from cortex_cli.render.table import printable, printable_text
+from cortex_cli.terminal import neutralize, neutralize_line
 
 
 class Display(Protocol):
@@ -46,7 +46,7 @@ class PlainDisplay(Display):
     def add(self, text: str, thinking: str) -> None:
         for stream, added in ((sys.stderr, thinking), (sys.stdout, text)):
             if added:
-                stream.write(printable_text(added) if stream.isatty() else added)
+                stream.write(neutralize(added) if stream.isatty() else added)
                 stream.flush()
 
 
@@ -85,14 +85,14 @@ class TerminalDisplay(Display):
         from rich.text import Text
 
         if not self._text and not self._thinking:
-            self._live.update(Spinner("dots", Text(printable(progress), "dim")))
+            self._live.update(Spinner("dots", Text(neutralize_line(progress), "dim")))
 
     @override
     def add(self, text: str, thinking: str) -> None:
-        self._thinking += printable_text(thinking)
+        self._thinking += neutralize(thinking)
         if text:
             self._end_thinking()
-            self._text += printable_text(text)
+            self._text += neutralize(text)
             end = complete_blocks(self._text)
             self._print_markdown(self._text[:end])
             self._text = self._text[end:]

@@ -14,7 +14,7 @@ from cortex_cli.chat.statistics import statistics_line
 from cortex_cli.error_exit import describe
 from cortex_cli.inference import ChatChunk, Inference, Message
 from cortex_cli.output import notify, stderr_paint
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize_line
 from cortex_common.errors import BadRequest, CortexError
 
 Options = Mapping[str, float | None]
@@ -102,7 +102,7 @@ class ChatSession:
                 chunks.append(chunk)
                 display.add(chunk.text, chunk.thinking)
         if self._statistics:
-            notify(stderr_paint().dim(printable(statistics_line(model, chunks))))
+            notify(stderr_paint().dim(neutralize_line(statistics_line(model, chunks))))
 
     def _run_command(self, command: SlashCommand) -> None:
         conversation, argument = self._conversation, command.argument
@@ -111,10 +111,10 @@ class ChatSession:
                 notify("\n".join(f"{usage:<16} {text}" for usage, text in SLASH_COMMANDS.items()))
             case "/model":
                 conversation.model = argument or conversation.model
-                notify(f"using {printable(conversation.model)}")
+                notify(f"using {neutralize_line(conversation.model)}")
             case "/system":
                 conversation.system = argument or conversation.system
-                notify(f"system prompt: {printable(conversation.system) or 'none'}")
+                notify(f"system prompt: {neutralize_line(conversation.system) or 'none'}")
             case "/clear":
                 conversation.messages.clear()
                 notify("the conversation is empty")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from cortex_cli.client import GatewayTarget, connect, run, target
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, stdout_paint
 from cortex_cli.render.output_format import OutputFormat, format_document, format_items
+from cortex_cli.terminal import write_out
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
 from cortex_common.schema.operations import UnloadModelRequest
@@ -106,17 +106,17 @@ def run_document(result: BenchRun, output: OutputFormat) -> str:
 def _write(result: BenchRun, previous: BenchRun | None, output: OutputFormat) -> None:
     colors = stdout_paint()
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
-        sys.stdout.write(run_document(result, output) + "\n")
+        write_out(run_document(result, output) + "\n")
         return
-    sys.stdout.write(format_items(LEVELS, result.levels, output, colors=colors) + "\n")
+    write_out(format_items(LEVELS, result.levels, output, colors=colors) + "\n")
     if output.tabular:
         notify("times in milliseconds")
         if result.cold_load_s is not None:
             duration = format_duration(result.cold_load_s)
-            sys.stdout.write(f"\ncold start to first token: {duration}\n")
+            write_out(f"\ncold start to first token: {duration}\n")
         if previous is not None:
             differences = compare_runs(previous, result)
-            sys.stdout.write(f"\n{format_differences(differences, colors)}\n")
+            write_out(f"\n{format_differences(differences, colors)}\n")
 
 
 async def _bench(

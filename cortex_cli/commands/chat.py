@@ -19,7 +19,7 @@ from cortex_cli.client import GatewayTarget, fetch_fleet, run, target
 from cortex_cli.inference import Inference
 from cortex_cli.options import single_command
 from cortex_cli.output import notify
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize_line
 from cortex_common.errors import ModelNotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelState
 
@@ -118,7 +118,7 @@ async def _chat(
 ) -> None:
     if not conversation.model:
         conversation.model = pick_model(await fetch_fleet(gateway))
-        notify(f"using {printable(conversation.model)}")
+        notify(f"using {neutralize_line(conversation.model)}")
     async with Inference(where) as inference:
         session = ChatSession(inference, conversation, settings, statistics=stats)
         if question is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +30,7 @@ from cortex_cli.referenced_files import FileReport, check_referenced_files
 from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
+from cortex_cli.terminal import write_out
 from cortex_common.config.provenance import Setting, list_settings
 from cortex_common.errors import BadRequest, ConfigError, NotFound
 from cortex_common.schema.operations import RELOAD
@@ -84,7 +84,7 @@ def _write_report(path: Path, report: FileReport) -> None:
     for line in report.skipped:
         notify(f"{colors.hint('note:')} {line}")
     if not report.errors:
-        sys.stdout.write(f"{path}: ok\n")
+        write_out(f"{path}: ok\n")
 
 
 def _check(path: Path, kind: ConfigFile | None, checked: list[Path]) -> FileReport:
@@ -148,13 +148,13 @@ async def _running(gateway: str | None, which: ConfigFile) -> tuple[Setting, ...
 @app.command("schema", epilog="Example: `cortex config schema models > models.schema.json`")
 def schema(which: Which) -> None:
     """Print the JSON schema of a file, for editors."""
-    sys.stdout.write(json_schema(which))
+    write_out(json_schema(which))
 
 
 @app.command("init", epilog="Example: `cortex config init gateway > cortex.toml`")
 def init(which: Which) -> None:
     """Print a file with every setting, explained and commented out."""
-    sys.stdout.write(template(which))
+    write_out(template(which))
 
 
 @app.command(RELOAD.name, help=RELOAD.help, epilog="Example: `cortex config reload`")
@@ -183,4 +183,4 @@ def path() -> None:
     """Print the paths of the files that are read by default."""
     for file in ConfigFile:
         suffix = "" if system_file(file) else " (does not exist: defaults)"
-        sys.stdout.write(f"{file.value}  {SYSTEM_DIR / NAMES[file]}{suffix}\n")
+        write_out(f"{file.value}  {SYSTEM_DIR / NAMES[file]}{suffix}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from cortex_cli.output import write_items
 from cortex_cli.render.formats import toml_key, toml_value
 from cortex_cli.render.output_format import ListKind, OutputFormat
 from cortex_cli.render.table import Column
+from cortex_cli.terminal import write_out
 from cortex_common.errors import NotFound, nearest_names
 
 app = command_group("Switch between gateways")
@@ -72,7 +72,7 @@ def use(name: KnownName) -> None:
     config = client_config(os.environ)
     _require_context(config, name)
     _write(config.model_copy(update={"context": name}))
-    sys.stdout.write(f"current context is {name}, {config.contexts[name].gateway}\n")
+    write_out(f"current context is {name}, {config.contexts[name].gateway}\n")
 
 
 @app.command("add", epilog="Example: `cortex context add prod http://gateway.internal:8000`")
@@ -89,7 +89,7 @@ def add(
     entry = ContextEntry(gateway=gateway, key_file=key_file)
     contexts = {**config.contexts, name: entry}
     _write(config.model_copy(update={"context": config.context or name, "contexts": contexts}))
-    sys.stdout.write(f"added {name}, {entry.gateway}\n")
+    write_out(f"added {name}, {entry.gateway}\n")
 
 
 @app.command("rm", epilog="Example: `cortex context rm lab`")
@@ -100,7 +100,7 @@ def rm(name: KnownName) -> None:
     contexts = {k: v for k, v in config.contexts.items() if k != name}
     current = config.context if config.context != name else None
     _write(config.model_copy(update={"context": current, "contexts": contexts}))
-    sys.stdout.write(f"removed {name}\n")
+    write_out(f"removed {name}\n")
 
 
 def _require_context(config: ClientConfig, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from cortex_cli.client import GatewayTarget, run, target
 from cortex_cli.client_settings import claude_code, codex
 from cortex_cli.options import command_group
 from cortex_cli.output import notify
+from cortex_cli.terminal import write_out
 
 app = command_group("Print settings that point a client at the gateway")
 
@@ -24,7 +24,7 @@ app = command_group("Print settings that point a client at the gateway")
 def claude_code_(model: options.Model, *, gateway: options.Gateway = None) -> None:
     """Print shell variables for Claude Code."""
     where = target(gateway, os.environ)
-    sys.stdout.write(claude_code(where, model, run(_context_length(where, model))))
+    write_out(claude_code(where, model, run(_context_length(where, model))))
 
 
 @app.command("codex", epilog="Example: `cortex env codex qwen3 > ~/.codex/config.toml`")
@@ -38,7 +38,7 @@ def codex_(
 ) -> None:
     """Print settings for Codex's config.toml."""
     where = target(gateway, os.environ)
-    sys.stdout.write(codex(where, model, run(_context_length(where, model)), provider))
+    write_out(codex(where, model, run(_context_length(where, model)), provider))
     if where.key:
         notify("Codex reads the key from CORTEX_API_KEY")
 

@@ -17,6 +17,7 @@ from cortex_cli.options import output_format, single_command
 from cortex_cli.output import stdout_paint, write_items
 from cortex_cli.render.audit import EVENTS, entry_line
 from cortex_cli.render.output_format import OutputFormat, format_items
+from cortex_cli.terminal import write_out
 from cortex_cli.watch import ConnectionLost, fleet_updates, report_lost
 from cortex_common.schema.audit import AuditEntry
 
@@ -91,5 +92,5 @@ async def _follow(
                     if output.tabular
                     else format_items(EVENTS, [update], output.streaming, colors=colors)
                 )
-                sys.stdout.write(f"{text}\n")
+                write_out(f"{text}\n")
                 sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
@@ -14,6 +13,7 @@ from cortex_cli.error_exit import EXIT_CODES
 from cortex_cli.options import single_command
 from cortex_cli.root import COMMANDS
 from cortex_cli.root import app as root
+from cortex_cli.terminal import write_out
 
 app = single_command()
 
@@ -86,4 +86,4 @@ def help_topic(
                 [*(words or ()), "--help"], prog_name="cortex", standalone_mode=False
             )
             return
-    sys.stdout.write(f"{text}\n")
+    write_out(f"{text}\n")

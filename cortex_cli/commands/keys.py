@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sys
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from cortex_cli.output import notify, write_items
 from cortex_cli.render.formats import toml_value
 from cortex_cli.render.keys import KEYS
 from cortex_cli.render.output_format import OutputFormat
+from cortex_cli.terminal import write_out
 from cortex_common.schema.keys import CreateKeyRequest, KeyView, Scope
 from cortex_common.units import parse_duration
 
@@ -81,7 +81,7 @@ def create(
     )
     if offline:
         secret = "ctx_" + secrets.token_urlsafe(32)
-        sys.stdout.write(_toml_entry(request, secret))
+        write_out(_toml_entry(request, secret))
         notify(f"secret of {name}, which is not stored anywhere: {secret}")
         return
 

@@ -17,6 +17,7 @@ from cortex_cli.options import output_format, single_command
 from cortex_cli.output import stdout_paint, write_items
 from cortex_cli.render.log import LEVELS, LOG_LINES, format_line
 from cortex_cli.render.output_format import OutputFormat, format_items
+from cortex_cli.terminal import write_out
 from cortex_common.log_buffer import MAX_TAIL_LINES, LogLine
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def logs(
 def _write_lines(lines: list[LogLine], output: OutputFormat, *, headers: bool) -> None:
     if output is OutputFormat.TABLE and lines:
         text = "\n".join(format_line(line, stdout_paint()) for line in lines)
-        sys.stdout.write(f"{text}\n")
+        write_out(f"{text}\n")
     else:
         write_items(LOG_LINES, lines, output, headers=headers)
 
@@ -117,5 +118,5 @@ async def _follow(
                     if output.tabular
                     else format_items(LOG_LINES, [line], output.streaming, colors=colors)
                 )
-                sys.stdout.write(f"{text}\n")
+                write_out(f"{text}\n")
                 sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +29,7 @@ from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import model_document, model_text
 from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.plan import eviction_line, plan_text
+from cortex_cli.terminal import write_out
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.operations import (
     EVICT,
@@ -103,7 +103,7 @@ def describe(
 ) -> None:
     """Show a model's placement and the reason for it, its estimate and measurements."""
     text = run(_describe(gateway, model, output_format(output, as_json=json)))
-    sys.stdout.write(f"{text}\n")
+    write_out(f"{text}\n")
 
 
 async def _describe(gateway: str | None, name: str, output: OutputFormat) -> str:

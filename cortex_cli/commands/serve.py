@@ -11,6 +11,7 @@ import typer
 
 from cortex_cli.config_files import read_catalogue, read_gateway, read_neuron
 from cortex_cli.options import command_group
+from cortex_cli.terminal import write_out
 from cortex_common import log
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
@@ -64,7 +65,7 @@ def gateway(
         raise _not_installed(error, "gateway") from error
     if check:
         check_files(settings.value)
-        sys.stdout.write("ok\n")
+        write_out("ok\n")
         return
     _configure_logs(log_level, log_format)
 
@@ -94,7 +95,7 @@ def neuron(
         raise _not_installed(error, "neuron") from error
     if check:
         check_files(settings.value)
-        sys.stdout.write("ok\n")
+        write_out("ok\n")
         return
     _configure_logs(log_level, log_format)
     serve(settings)

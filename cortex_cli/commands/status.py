@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import typer
 
@@ -14,6 +13,7 @@ from cortex_cli.output import stdout_paint
 from cortex_cli.render.fleet import problems
 from cortex_cli.render.output_format import OutputFormat, format_document
 from cortex_cli.render.status import status_text
+from cortex_cli.terminal import write_out
 from cortex_cli.watch import watch as watch_fleet
 from cortex_common.schema.fleet import FleetSnapshot
 
@@ -37,7 +37,7 @@ def status(
         run(watch_fleet(gateway, lambda snapshot: _format(snapshot, url, selected.streaming)))
         return
     snapshot = run(fetch_fleet(gateway))
-    sys.stdout.write(f"{_format(snapshot, url, selected)}\n")
+    write_out(f"{_format(snapshot, url, selected)}\n")
     if problems(snapshot):
         raise typer.Exit(1)
 

@@ -16,6 +16,7 @@ from cortex_cli.client import client_config, fetch_fleet, run, target
 from cortex_cli.options import single_command
 from cortex_cli.output import stdout_paint
 from cortex_cli.render.status import status_text
+from cortex_cli.terminal import write_err, write_out
 from cortex_common.errors import NotSupported
 from cortex_common.schema.fleet import FleetSnapshot
 
@@ -54,7 +55,7 @@ def top(
     source_name = str(replay) if replay else target(gateway, os.environ).url
     if once or not _has_screen():
         snapshot = _single_snapshot(gateway, replay)
-        sys.stdout.write(f"{status_text(snapshot, source_name, stdout_paint())}\n")
+        write_out(f"{status_text(snapshot, source_name, stdout_paint())}\n")
         return
     try:
         from cortex_cli.tui.app import Top
@@ -84,7 +85,7 @@ def top(
         )
         Top(source, GatewayOperator(gateway), screen_options).run()
     if record:
-        sys.stderr.write(f"recorded to {record}; show it with `cortex top --replay {record}`\n")
+        write_err(f"recorded to {record}; show it with `cortex top --replay {record}`\n")
 
 
 def _has_screen() -> bool:

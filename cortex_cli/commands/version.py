@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, NamedTuple
 
 import typer
@@ -15,6 +14,7 @@ from cortex_cli.error_exit import describe
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, stderr_paint, stdout_paint
 from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
+from cortex_cli.terminal import write_out
 from cortex_common import __version__
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot
@@ -63,7 +63,7 @@ def version(
             notify(describe(error, stderr_paint()))
     selected = output_format(output, as_json=json)
     url = target(gateway, os.environ).url if fleet else None
-    sys.stdout.write(_format(list_versions(fleet, url), selected, stdout_paint()) + "\n")
+    write_out(_format(list_versions(fleet, url), selected, stdout_paint()) + "\n")
 
 
 def list_versions(fleet: FleetSnapshot | None, url: str | None) -> list[ComponentVersion]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
 from cortex_cli.render.details import why_text
 from cortex_cli.render.output_format import OutputFormat, format_document
+from cortex_cli.terminal import write_out
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView
@@ -36,7 +36,7 @@ def why(
             text = request.id
         case _:
             text = format_document("Why", selected, request=request, decisions=decisions)
-    sys.stdout.write(f"{text}\n")
+    write_out(f"{text}\n")
 
 
 async def _fetch(gateway: str | None, ident: str) -> tuple[RequestView, tuple[DecisionView, ...]]:

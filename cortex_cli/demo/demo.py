@@ -23,6 +23,7 @@ from cortex_cli.demo.files import DemoModel, Ports
 from cortex_cli.demo.processes import ChildProcess
 from cortex_cli.inference import Inference, Message
 from cortex_cli.output import notify
+from cortex_cli.terminal import write_out
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.fleet import ModelState, NodeState
@@ -118,7 +119,7 @@ async def _run(
         )
     await _load(gateway, models[0])
     await _ask(gateway, models[0])
-    sys.stdout.write(f"\n{summary(ports, models, directory)}\n")
+    write_out(f"\n{summary(ports, models, directory)}\n")
     sys.stdout.flush()
     serving()
     if options.once:
@@ -208,9 +209,9 @@ async def _ask(gateway: str, model: DemoModel) -> None:
         messages = [Message(role="user", content=QUESTION)]
         async for chunk in inference.chat(model.id, messages, max_tokens=64):
             answer += chunk.text
-            sys.stdout.write(chunk.text)
+            write_out(chunk.text)
             sys.stdout.flush()
-    sys.stdout.write("\n")
+    write_out("\n")
     if not answer:
         raise UpstreamFailed(f"{model.id} sent an empty response")
 

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from cortex_cli.color import Colors, Tone
 from cortex_cli.render.output_format import ListKind
-from cortex_cli.render.table import Column, printable
+from cortex_cli.render.table import Column
+from cortex_cli.terminal import neutralize_line
 from cortex_common.schema.audit import AuditEntry
 
 _TONES = {"warn": Tone.WARN, "error": Tone.BAD}
@@ -21,7 +22,9 @@ def entry_tone(entry: AuditEntry) -> Tone | None:
 
 def facts_line(entry: AuditEntry) -> str:
     """Return the fields of an entry: "model=qwen3-32b node=beast reason=most free memory"."""
-    return printable(" ".join(f"{name}={value}" for name, value in entry.fields.items() if value))
+    return neutralize_line(
+        " ".join(f"{name}={value}" for name, value in entry.fields.items() if value)
+    )
 
 
 def _time(entry: AuditEntry) -> str:
@@ -30,8 +33,8 @@ def _time(entry: AuditEntry) -> str:
 
 def entry_line(entry: AuditEntry, colors: Colors) -> str:
     """Return an entry as a line, for `--watch`."""
-    event = colors.tone(f"{printable(entry.event):<18}", entry_tone(entry))
-    return f"{colors.dim(_time(entry))}  {event}  {printable(entry.actor):<10}  {facts_line(entry)}"
+    event = colors.tone(f"{neutralize_line(entry.event):<18}", entry_tone(entry))
+    return f"{colors.dim(_time(entry))}  {event}  {neutralize_line(entry.actor):<10}  {facts_line(entry)}"
 
 
 EVENTS: ListKind[AuditEntry] = ListKind(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cortex_cli.color import Colors, Tone
 from cortex_cli.render.output_format import ListKind
-from cortex_cli.render.table import Column, printable, table
+from cortex_cli.render.table import Column, table
+from cortex_cli.terminal import neutralize_line
 from cortex_common.schema.plans import DefragView, DeviceCapacityView, MoveView, RestartView
 from cortex_common.units import format_duration, format_mib
 
@@ -28,11 +29,11 @@ DEFRAGS: ListKind[DefragView] = ListKind("DefragList", (), lambda d: d.plan, "no
 def headline(defrag: DefragView) -> str:
     """Return the gain in one line."""
     if not defrag.moves:
-        return printable(defrag.reason)
+        return neutralize_line(defrag.reason)
     verb, was = ("made", "was") if defrag.done else ("would make", "is")
     took = f" in {format_duration(defrag.seconds)}" if defrag.seconds is not None else ""
     plural = "s" * (len(defrag.moves) != 1)
-    return printable(
+    return neutralize_line(
         f"{len(defrag.moves)} move{plural} {verb} {format_mib(defrag.after_mb)} free on"
         f" {defrag.node}/{defrag.device}{took}; the largest free block {was} {format_mib(defrag.before_mb)}"
     )
@@ -40,7 +41,7 @@ def headline(defrag: DefragView) -> str:
 
 def move_line(move: MoveView) -> str:
     """Return one move as a sentence."""
-    return printable(
+    return neutralize_line(
         f"moves {move.model} from {move.node}/{move.device} to {move.to_node}/{move.to_device}:"
         f" {format_mib(move.mb)}, a copy loads first (about {format_duration(move.load_s)})"
     )
@@ -50,8 +51,10 @@ def restart_line(restart: RestartView) -> str:
     """Return one restart as a sentence."""
     models = ", ".join(restart.models) or "nothing"
     if not restart.chosen:
-        return printable(f"{restart.node}/{restart.harness} is not restarted: {restart.reason}")
-    return printable(
+        return neutralize_line(
+            f"{restart.node}/{restart.harness} is not restarted: {restart.reason}"
+        )
+    return neutralize_line(
         f"restarts {restart.harness} on {restart.node} and reloads {models}"
         f" (about {format_duration(restart.interruption_s)}, requests wait): {restart.reason}"
     )

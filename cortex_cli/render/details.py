@@ -15,7 +15,8 @@ from cortex_cli.render.fleet import (
     state_tone,
 )
 from cortex_cli.render.output_format import ListKind, OutputFormat, format_document
-from cortex_cli.render.table import Column, printable, table
+from cortex_cli.render.table import Column, table
+from cortex_cli.terminal import neutralize_except_colors, neutralize_line
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeView
 from cortex_common.schema.model_detail import ModelDetail, SizeMeasurement
@@ -84,7 +85,7 @@ def why_text(request: RequestView, decisions: Sequence[DecisionView]) -> str:
         lines.append(f"sent to {request.instance} on {request.node}: {reason}")
     else:
         lines.append("not sent to an instance")
-    return "\n".join(map(printable, lines))
+    return "\n".join(map(neutralize_line, lines))
 
 
 def _state(request: RequestView) -> str:
@@ -117,7 +118,7 @@ def node_text(node: NodeView, snapshot: FleetSnapshot, colors: Colors) -> str:
         ("harnesses", ", ".join(node.harnesses)),
         *(("warning", warning) for warning in node.warnings),
     ]
-    parts = ["\n".join(f"{name:<10}  {_printable_fact(value)}" for name, value in facts if value)]
+    parts = ["\n".join(f"{name:<10}  {_neutral_fact(value)}" for name, value in facts if value)]
     devices = [r for r in device_rows(snapshot) if r.node == node.name]
     instances = [r for r in instance_rows(snapshot) if r.instance.node == node.name]
     if devices:
@@ -127,9 +128,9 @@ def node_text(node: NodeView, snapshot: FleetSnapshot, colors: Colors) -> str:
     return f"{colors.bold(node.name)}\n" + "\n\n".join(parts)
 
 
-def _printable_fact(value: str) -> str:
-    """Return the value on one line; values that are colored here are unchanged."""
-    return value if value.startswith("\x1b[") else printable(value)
+def _neutral_fact(value: str) -> str:
+    """Return the value on one line; some are colored here."""
+    return neutralize_except_colors(value).replace("\n", " ").strip()
 
 
 _MEASURED: Sequence[Column[SizeMeasurement]] = (
@@ -156,7 +157,7 @@ def model_text(
             ("context", str(view.context or "")),
             ("requests", f"{view.requests}, {view.errors} failed, {detail.rate:.2f}/s recently"),
             ("now", f"{view.in_flight} active, {view.waiting} waiting"),
-            ("error", printable(view.error or "")),
+            ("error", neutralize_line(view.error or "")),
         ]
     facts += [
         (

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from cortex_cli.terminal import UNSAFE
+
 
 def toml_value(value: Any) -> str:
     """Return a JSON value in TOML; None, which TOML does not have, as "–"."""
@@ -19,7 +21,7 @@ def toml_value(value: Any) -> str:
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, str):
         # TOML's basic strings use the escapes of JSON, but DEL must be escaped too.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _escape(json.dumps(value, ensure_ascii=False))
     return json.dumps(value)
 
 
@@ -33,8 +35,18 @@ _BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 # YAML 1.1 parsers read these as booleans and nulls.
 _RESERVED_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
-# Characters that are not printable in YAML, or that it reads as line breaks.
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+# Characters that are not printable in YAML, that it reads as line breaks, or that act on a terminal.
+_UNPRINTABLE = re.compile(f"[{UNSAFE}\ufeff\ufffe\uffff]")
+
+
+def _escape(text: str) -> str:
+    """Escape such characters as TOML and YAML do in double-quoted strings."""
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return _UNPRINTABLE.sub(escaped, text)
 
 
 def to_yaml(value: Any) -> str:
@@ -70,5 +82,4 @@ def _scalar(value: Any) -> str:
         # YAML 1.1 parsers accept an exponent only after a decimal point.
         mantissa, e, exponent = repr(value).partition("e")
         return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
-    text = json.dumps(value, ensure_ascii=False)
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _escape(json.dumps(value, ensure_ascii=False))

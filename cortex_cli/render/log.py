@@ -7,7 +7,8 @@ from datetime import datetime
 
 from cortex_cli.color import Colors, Tone
 from cortex_cli.render.output_format import ListKind
-from cortex_cli.render.table import Column, printable
+from cortex_cli.render.table import Column
+from cortex_cli.terminal import neutralize, neutralize_line
 from cortex_common.log_buffer import LogLine
 
 LEVELS = ("debug", "info", "warn", "error")
@@ -25,30 +26,27 @@ def _tone(line: LogLine) -> Tone | None:
 
 def _details(line: LogLine) -> str:
     fields = " ".join(f"{name}={value}" for name, value in line.fields.items())
-    return printable(fields)
+    return neutralize_line(fields)
 
 
-_CONTROL_CODES = re.compile(
-    r"(\x1b\[[0-9;]*m)|\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
+_COLOR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 def format_engine_line(line: str, colors: Colors) -> str:
     """Return a line of an engine's log without control codes, except for colors where these are enabled."""
-
-    def replace(code: re.Match[str]) -> str:
-        if len(code[0]) == 1:
-            return " "
-        return code[1] if code[1] and colors.enabled else ""
-
-    return _CONTROL_CODES.sub(replace, line)
+    if not colors.enabled:
+        return neutralize(line)
+    pieces = _COLOR.split(line)  # colors are at the odd positions
+    return "".join(piece if at % 2 else neutralize(piece) for at, piece in enumerate(pieces))
 
 
 def format_line(line: LogLine, colors: Colors) -> str:
     """Return a line with its traceback below it."""
     level = colors.tone(f"{line.level.upper():<5}", _tone(line))
-    text = f"{colors.dim(_time(line))} {level} {printable(line.event)} {_details(line)}".rstrip()
-    traceback = [f"    {printable(row)}" for row in (line.exception or "").splitlines()]
+    text = (
+        f"{colors.dim(_time(line))} {level} {neutralize_line(line.event)} {_details(line)}".rstrip()
+    )
+    traceback = [f"    {neutralize_line(row)}" for row in (line.exception or "").splitlines()]
     return "\n".join([text, *traceback])
 
 

@@ -12,6 +12,7 @@ from cortex_cli.color import Colors
 from cortex_cli.render.formats import to_yaml
 from cortex_cli.render.json_values import to_plain
 from cortex_cli.render.table import Column, table
+from cortex_cli.terminal import escape_unsafe, neutralize_line
 
 Item = TypeVar("Item")
 
@@ -74,7 +75,7 @@ def format_items(
             wide = output is OutputFormat.WIDE
             return table(kind.columns, items, colors=colors, headers=headers, wide=wide)
         case OutputFormat.NAME:
-            return "\n".join(kind.name(item) for item in items)
+            return "\n".join(neutralize_line(kind.name(item)) for item in items)
         case OutputFormat.JSONL:
             return "\n".join(_json_line(to_plain(kind.to_json(item))) for item in items)
         case OutputFormat.JSON | OutputFormat.YAML:
@@ -92,7 +93,7 @@ def format_document(kind: str, output: OutputFormat, **fields: Any) -> str:
     document = {"apiVersion": API_VERSION, "kind": kind, **to_plain(fields)}
     match output:
         case OutputFormat.JSON:
-            return json.dumps(document, indent=2, ensure_ascii=False)
+            return escape_unsafe(json.dumps(document, indent=2, ensure_ascii=False))
         case OutputFormat.YAML:
             return to_yaml(document)
         case _:
@@ -100,4 +101,4 @@ def format_document(kind: str, output: OutputFormat, **fields: Any) -> str:
 
 
 def _json_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return escape_unsafe(json.dumps(value, ensure_ascii=False))

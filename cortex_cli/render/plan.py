@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from cortex_cli.color import Colors, Tone
 from cortex_cli.render.fleet import device_list
 from cortex_cli.render.output_format import ListKind
-from cortex_cli.render.table import Column, printable, table
+from cortex_cli.render.table import Column, table
+from cortex_cli.terminal import neutralize_line
 from cortex_common.schema.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
 from cortex_common.units import format_duration, format_mib
 
@@ -56,13 +57,13 @@ def headline(plan: PlanView) -> str:
     """Return what would be done in one line."""
     text = _HEADLINES.get(plan.action, "{model}: " + plan.action)
     reason = f": {plan.reason}" if plan.reason else ""
-    return printable(text.format(model=plan.model, place=place(plan)) + reason)
+    return neutralize_line(text.format(model=plan.model, place=place(plan)) + reason)
 
 
 def eviction_line(eviction: PlannedEviction) -> str:
     """Return an eviction as a sentence."""
     busy = f", after {eviction.in_flight} requests in flight" if eviction.in_flight else ""
-    return printable(
+    return neutralize_line(
         f"evicts {eviction.model} from {eviction.node}: frees {format_mib(eviction.frees_mb)},"
         f" idle {format_duration(eviction.idle_s)}{busy}"
     )
@@ -71,18 +72,18 @@ def eviction_line(eviction: PlannedEviction) -> str:
 def drain_text(plan: DrainPlan) -> str:
     """Return the destination of each instance of a node, one per line."""
     if not plan.moves:
-        return printable(f"{plan.node} has no instances")
+        return neutralize_line(f"{plan.node} has no instances")
     return "\n".join(map(_move_line, plan.moves))
 
 
 def _move_line(move: PlannedMove) -> str:
     busy = f", after {move.in_flight} requests in flight" if move.in_flight else ""
     if move.to_node is None:
-        return printable(f"unloads {move.model} ({format_mib(move.mb)}){busy}: {move.reason}")
+        return neutralize_line(f"unloads {move.model} ({format_mib(move.mb)}){busy}: {move.reason}")
     devices = device_list(move.to_devices)
     where = f"{move.to_node}/{devices}" if devices else move.to_node
     took = f" in about {format_duration(move.load_s)}" if move.load_s is not None else ""
-    return printable(
+    return neutralize_line(
         f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.reason}"
     )
 

@@ -11,7 +11,8 @@ from cortex_cli.render.fleet import (
     problems,
     state_tone,
 )
-from cortex_cli.render.table import printable, table
+from cortex_cli.render.table import table
+from cortex_cli.terminal import neutralize_line
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView
 from cortex_common.units import format_duration, format_mib
 
@@ -25,7 +26,7 @@ def status_text(snapshot: FleetSnapshot, url: str, colors: Colors) -> str:
     if rows := instance_rows(snapshot):
         blocks.append(table(INSTANCES.columns, rows, colors=colors))
     if found := problems(snapshot):
-        blocks.append("\n".join(f"{colors.warn('!')} {printable(t)}" for t in found))
+        blocks.append("\n".join(f"{colors.warn('!')} {neutralize_line(t)}" for t in found))
     return "\n\n".join(blocks)
 
 
@@ -66,7 +67,7 @@ def _node(node: NodeView, colors: Colors) -> str:
         utilization = "" if device.utilization_pct is None else f"  {device.utilization_pct}% busy"
         temperature = "" if device.temp_c is None else f"  {device.temp_c}°C"
         lines.append(
-            f"  {device.index}  {printable(device.name)}  [{bar}] {used}/{total}"
+            f"  {device.index}  {neutralize_line(device.name)}  [{bar}] {used}/{total}"
             f"  {format_mib(device.vram_available_mb)} available{utilization}{temperature}"
         )
     return "\n".join(lines)

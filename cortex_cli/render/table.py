@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cortex_cli.color import Colors, Tone
+from cortex_cli.terminal import neutralize_line
 
 Row = TypeVar("Row")
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
-_CONTROL_EXCEPT_LAYOUT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
-
-
-def printable(text: str) -> str:
-    """Return text on one line without control characters, because names and errors come from other hosts."""
-    return _CONTROL.sub(" ", text).strip()
-
-
-def printable_text(text: str) -> str:
-    """Return text without control characters except line ends and tabs, so that it can't move the cursor or worse."""
-    return _CONTROL_EXCEPT_LAYOUT.sub("", text)
 
 
 def brief(text: str) -> str:
     """Return the first line of an error, without the engine output that can follow."""
-    return printable(text.partition("\n")[0].removesuffix(":"))
+    return neutralize_line(text.partition("\n")[0].removesuffix(":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +55,7 @@ def table(
 
 
 def _cell(column: Column[Row], row: Row) -> tuple[str, Tone | None]:
-    text = printable(column.cell(row))
+    text = neutralize_line(column.cell(row))
     return (text, column.tone(row)) if text else ("–", Tone.DIM)
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
+from textual.filter import LineFilter
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 from typing_extensions import override
@@ -22,6 +23,7 @@ from cortex_cli.tui.command_palette import FleetCommands, Palette
 from cortex_cli.tui.commands import Command, ScreenCommand
 from cortex_cli.tui.keys import KEYS, availability, keys_text
 from cortex_cli.tui.main_view import HEIGHTS, WIDTHS, MainView
+from cortex_cli.tui.neutralizer import Neutralizer
 from cortex_cli.tui.operations import Operator
 from cortex_cli.tui.options import MAX_INTERVAL_S, MIN_INTERVAL_S, ScreenOptions
 from cortex_cli.tui.screens.dialogs import Page, facts_page
@@ -39,6 +41,8 @@ from cortex_common.errors import BadRequest
 from cortex_common.schema import operations
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot, ModelView
+
+_NEUTRALIZER = Neutralizer()
 
 
 class Top(App[None]):
@@ -78,6 +82,11 @@ class Top(App[None]):
         self._line = InputLine()
 
     # -- lifecycle ---------------------------------------------------------------------------
+
+    @override
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        # Everything that is drawn passes the filters, whichever widget it comes from.
+        return (_NEUTRALIZER, *super().get_line_filters())
 
     @override
     def compose(self) -> ComposeResult:

@@ -8,7 +8,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 from typing_extensions import override
 
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize_line
 from cortex_cli.tui.screens.dialogs import facts_text
 from cortex_cli.tui.view import Choice, describe, model_rows, summarize
 from cortex_cli.tui.view_state import Frame
@@ -124,7 +124,7 @@ class MainView(Vertical):
         if lost is not None:
             retry = f"; retrying in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
             stale = "" if frame.snapshot is None else "; the last known state is shown"
-            self._banner.update(printable(f"connection lost: {lost.reason}{retry}{stale}"))
+            self._banner.update(neutralize_line(f"connection lost: {lost.reason}{retry}{stale}"))
         if frame.snapshot is not None:
             facts = summarize(frame.snapshot, frame.history)
             self._summary.show(facts, frame.source, frame.mode)

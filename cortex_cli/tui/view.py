@@ -10,7 +10,8 @@ from typing import Any
 
 from cortex_cli.render.fleet import device_list, node_memory, percent, problems, progress_text
 from cortex_cli.render.json_values import to_plain
-from cortex_cli.render.table import brief, printable
+from cortex_cli.render.table import brief
+from cortex_cli.terminal import neutralize_line
 from cortex_cli.tui.history import History, Rate
 from cortex_cli.tui.lazy_rows import LazyRows
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
@@ -120,7 +121,7 @@ def summarize(snapshot: FleetSnapshot, history: History) -> Summary:
         queue=sum(m.waiting for m in snapshot.models),
         active=sum(m.in_flight for m in snapshot.models),
         errors=f"{100 * rate.errors / rate.requests:.1f}%" if rate.requests else "0%",
-        problems=tuple(printable(p) for p in problems(snapshot)),
+        problems=tuple(neutralize_line(p) for p in problems(snapshot)),
     )
 
 
@@ -190,7 +191,7 @@ def _row(
     return ModelRow(
         id=model.id,
         badge=("+" if marked else "") + ("*" if pinned else ""),
-        name=printable(model.id),
+        name=neutralize_line(model.id),
         state=model.state.value,
         place=" ".join(_place(i) for i in instances if i.state is not InstanceState.STOPPED),
         vram=format_mib(model.vram_mb) if model.vram_mb else "–",
@@ -253,7 +254,7 @@ def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> lis
     for instance in snapshot.instances():
         if instance.model == model.id:
             facts += _describe_instance(instance, snapshot.at)
-    return [(name, printable(value)) for name, value in facts if value]
+    return [(name, neutralize_line(value)) for name, value in facts if value]
 
 
 def _describe_instance(instance: InstanceView, at: float) -> list[tuple[str, str]]:

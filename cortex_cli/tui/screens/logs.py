@@ -17,19 +17,18 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, RichLog
 from typing_extensions import override
 
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize, neutralize_line
 from cortex_cli.tui.theme import theme_color
 from cortex_common.errors import CortexError
 
 _MAX_LINES = 5000
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LEVEL = re.compile(r"\b(ERROR|WARN)")
 _COLORS = {"ERROR": "error", "WARN": "warning"}
 
 
 def strip_control(line: str) -> str:
     """Remove the engine's colors and other control characters from a line."""
-    return printable(_ESCAPES.sub("", line))
+    return neutralize_line(neutralize(line))
 
 
 class LogScreen(ModalScreen[None]):
@@ -86,7 +85,7 @@ class LogScreen(ModalScreen[None]):
                         self._add(strip_control(line))
             self._state = "ended"
         except CortexError as failed:
-            self._state = printable(failed.message)
+            self._state = neutralize_line(failed.message)
         self._update_title()
 
     def _add(self, line: str) -> None:

@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from typing_extensions import override
 
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize_line
 from cortex_cli.tui.bars import (
     Ghost,
     MemoryKind,
@@ -95,7 +95,7 @@ class DevicePanel(Lines):
 
     def _warnings(self, node: NodeView) -> list[str]:
         width = max(20, self.app.size.width - 2)
-        texts = (printable(f"{node.name} ! {warning}") for warning in node.warnings)
+        texts = (neutralize_line(f"{node.name} ! {warning}") for warning in node.warnings)
         return [line for text in texts for line in wrap(text, width, subsequent_indent="  ")]
 
     def _node(self, node: NodeView, width: int) -> list[Span]:

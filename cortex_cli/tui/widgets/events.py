@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from cortex_cli.color import Tone
 from cortex_cli.render.audit import entry_tone, facts_line
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize_line
 from cortex_cli.tui.theme import theme_color
 from cortex_cli.tui.widgets.lines import Lines, Spans
 from cortex_common.schema.audit import AuditEntry
@@ -55,7 +55,7 @@ class EventLines(Lines):
         color = theme_color(self.app, _COLORS[tone]) if tone is not None else ""
         return (
             (f"{at} ", "dim"),
-            (f"{printable(entry.event):<16} ", color),
-            (f"{printable(entry.actor):<11} ", "bold"),
+            (f"{neutralize_line(entry.event):<16} ", color),
+            (f"{neutralize_line(entry.actor):<11} ", "bold"),
             (facts_line(entry), ""),
         )

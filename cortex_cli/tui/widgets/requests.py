@@ -11,7 +11,7 @@ from textual import work
 from typing_extensions import override
 
 from cortex_cli.render.requests import milliseconds, speed, started, state_text
-from cortex_cli.render.table import printable
+from cortex_cli.terminal import neutralize_line
 from cortex_cli.tui.lazy_rows import LazyRows
 from cortex_cli.tui.theme import theme_color
 from cortex_cli.tui.widgets.table import Column, Table
@@ -80,11 +80,11 @@ def request_rows(requests: RequestList, words: str) -> LazyRows[RequestRow]:
 def _row(request: RequestView) -> RequestRow:
     return RequestRow(
         id=request.id,
-        short=printable(request.id),
-        state=printable(state_text(request)),
-        model=printable(request.model or "–"),
-        key=printable(request.key or "–"),
-        node=printable(request.node or "–"),
+        short=neutralize_line(request.id),
+        state=neutralize_line(state_text(request)),
+        model=neutralize_line(request.model or "–"),
+        key=neutralize_line(request.key or "–"),
+        node=neutralize_line(request.node or "–"),
         started=started(request),
         queue=milliseconds(request.queue_ms),
         ttft=milliseconds(request.ttft_ms),
@@ -111,7 +111,7 @@ def describe_request(request: RequestView) -> list[tuple[str, str]]:
         ("total", milliseconds(request.total_ms)),
         ("tokens", f"{request.tokens_in} in, {request.tokens_out} out, {speed(request)}/s"),
     ]
-    return [(name, printable(value)) for name, value in facts if value]
+    return [(name, neutralize_line(value)) for name, value in facts if value]
 
 
 class RequestTable(Table[RequestRow]):
@@ -166,7 +166,7 @@ class RequestTable(Table[RequestRow]):
             # A filter searches all requests that the gateway remembers.
             self._requests = await self._fetch_requests(None if self._words else ROWS)
         except CortexError as error:
-            self.border_title = Text(f"requests: {printable(error.message)}").markup
+            self.border_title = Text(f"requests: {neutralize_line(error.message)}").markup
         else:
             self._draw()
 

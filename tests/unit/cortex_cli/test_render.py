@@ -34,7 +34,8 @@ from cortex_cli.render.json_values import rfc3339, to_plain
 from cortex_cli.render.log import format_engine_line
 from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
 from cortex_cli.render.status import status_text
-from cortex_cli.render.table import Column, brief, printable, table
+from cortex_cli.render.table import Column, brief, table
+from cortex_cli.terminal import neutralize_line
 from cortex_common.log_buffer import LogLine
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.base import WireModel
@@ -309,7 +310,7 @@ def test_each_row_is_one_aligned_line(rows: list[tuple[str, str]]):
 @given(st.text())
 def test_control_characters_are_removed(text: str):
     """Names from other hosts can't move the cursor or break a line."""
-    assert all(ord(c) >= 32 and not 127 <= ord(c) < 160 for c in printable(text))
+    assert all(ord(c) >= 32 and not 127 <= ord(c) < 160 for c in neutralize_line(text))
 
 
 @given(st.text(max_size=60), st.booleans())
