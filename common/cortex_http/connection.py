@@ -338,7 +338,7 @@ class Connection(asyncio.Protocol, Generic[A]):
         self._has_excess = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; trailers are not forwarded."""
+        """Keep a header, but neither trailers nor headers of what follows the response."""
         if not self._head_complete:
             self._headers.append((name.lower(), value))
 

@@ -24,6 +24,9 @@ class _Request(Struct):
     messages: list[_Message] = []
     tools: Raw = Raw()
     prompt: Raw = Raw()
+    input: Raw = Raw()
+    query: Raw = Raw()
+    documents: Raw = Raw()
 
 
 class _Part(Struct):
@@ -52,14 +55,23 @@ _engine_counts = msgspec.json.Decoder(_EngineCount)
 
 
 def estimate(body: bytes) -> int:
-    """Estimate the prompt tokens in the body of a chat or text completion: one token per four bytes.
+    """Estimate the input tokens of a completion, an embedding or a ranking: one token per four bytes.
 
     An image counts 1000 tokens, whatever its size. A body of another shape counts by its length, so the estimate
     never raises.
     """
     try:
         request = _requests.decode(body)
-        size = len(bytes(request.tools)) + len(bytes(request.prompt))
+        size = sum(
+            len(bytes(part))
+            for part in (
+                request.tools,
+                request.prompt,
+                request.input,
+                request.query,
+                request.documents,
+            )
+        )
         images = 0
         for message in request.messages:
             size += len(bytes(message.reasoning_content)) + len(bytes(message.tool_calls))

@@ -6,8 +6,10 @@
                                      ▲                          │
                                      └──failure: twice the delay┘
 
-A failure is the engine's fault: no connection, a connection that broke before the answer, a 5xx. Client errors (4xx)
-and requests that the client cancelled count neither as failures nor as successes.
+A failure is the engine's fault: no connection, a connection that broke off, a 5xx, a key that it rejects. What a client
+did wrong is a success of the engine; requests that the client cancelled before the answer count as neither. An engine
+that is busy and says for how long (Retry-After) gets no requests for that time, and then all of them again, without a
+trial.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ FAILURE_THRESHOLD = 3
 
 OPEN_BACKOFF = Backoff(initial_s=1.0, max_s=30.0)
 """How long a breaker stays open before the next trial."""
+
+MIN_COOL_DOWN_S = 0.1
+MAX_COOL_DOWN_S = 3600.0
+"""Bounds of the pause that an engine can ask for: zero would be no pause, and a wrong date must not bar it for days."""
 
 MAX_RETRY_TOKENS = 100.0
 RETRY_TOKENS_PER_REQUEST = 0.2
@@ -51,13 +57,15 @@ class Breaker:
         state: whether requests are sent to the instance; in half-open, one trial request.
         failures: failures since the last success.
         reason: why the last failure happened.
-        disabled: count failures, but never open.
+        disabled: count failures, but never open because of them.
+        cooling: open because the engine asked for a pause, not because of failures.
     """
 
     state: BreakerState = BreakerState.CLOSED
     failures: int = 0
     reason: str | None = None
     disabled: bool = False
+    cooling: bool = False
     _times_opened: int = 0
     _succeeded: int = 0
     _failed: int = 0
@@ -72,7 +80,7 @@ class Breaker:
         """Close the breaker; return whether it was open or half-open."""
         self.failures = 0
         self._succeeded += 1
-        if self.state is BreakerState.CLOSED:
+        if self.state is BreakerState.CLOSED or self.cooling:
             return False
         self.state, self.reason, self._times_opened = BreakerState.CLOSED, None, 0
         return True
@@ -94,9 +102,28 @@ class Breaker:
         self._times_opened += 1
         return OPEN_BACKOFF.delay_s(self._times_opened)
 
-    def half_open(self) -> None:
-        """Let the next request through as a trial, once the delay has elapsed."""
+    def cool_down(self, seconds: float, reason: str) -> float | None:
+        """Open for as long as the engine asked.
+
+        Args:
+            seconds: what it asked for.
+            reason: why it did.
+
+        Returns:
+            Seconds for which the breaker is open; None when it already was.
+        """
         if self.state is BreakerState.OPEN:
+            return None
+        self.state, self.reason, self.cooling = BreakerState.OPEN, reason, True
+        return min(max(seconds, MIN_COOL_DOWN_S), MAX_COOL_DOWN_S)
+
+    def end_pause(self) -> None:
+        """Let requests through again, once the delay has elapsed: after failures only one, as a trial."""
+        if self.state is not BreakerState.OPEN:
+            return
+        if self.cooling:
+            self.state, self.reason, self.cooling = BreakerState.CLOSED, None, False
+        else:
             self.state = BreakerState.HALF_OPEN
 
 

@@ -87,6 +87,7 @@ class Endpoint:
         in_flight: requests of this gateway in flight.
         idle: set when its last request ends; exists only while something waits for that.
         breaker: its circuit breaker.
+        paused_until: when its breaker lets requests through again, by the clock's monotonic time.
         foreign: requests of others on it.
         counts: what it did for this gateway.
         predecessor: endpoint of the same instance before its node was renamed or moved, while it still has requests.
@@ -110,9 +111,15 @@ class Endpoint:
     in_flight: int = 0
     idle: asyncio.Event | None = None
     breaker: Breaker = field(default_factory=Breaker)
+    paused_until: float = 0.0
     foreign: ForeignLoad = field(default_factory=ForeignLoad)
     counts: RequestCounts = field(default_factory=RequestCounts)
     predecessor: Endpoint | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its breaker is open."""
+        return self.breaker.state is BreakerState.OPEN
 
     @property
     def total_in_flight(self) -> int:
@@ -285,7 +292,7 @@ def instance_headers(node: str, instance: str) -> bytes:
 
 
 def _usable(endpoint: Endpoint) -> bool:
-    return not endpoint.draining and endpoint.breaker.state is not BreakerState.OPEN
+    return not endpoint.draining and not endpoint.is_paused
 
 
 _NO_ENDPOINTS: list[Endpoint] = []

@@ -146,28 +146,46 @@ class Fleet:
 
     def record_failure(self, endpoint: Endpoint, reason: str) -> None:
         """Record that an instance failed a request; several failures in a row open its breaker."""
-        delay_s = endpoint.breaker.record_failure(reason)
+        self._pause(endpoint, "breaker_opened", endpoint.breaker.record_failure(reason), reason)
+
+    def cool_down(self, endpoint: Endpoint, seconds: float, reason: str) -> None:
+        """Send an instance no requests for as long as it asked, such as with Retry-After."""
+        delay_s = endpoint.breaker.cool_down(seconds, reason)
+        self._pause(endpoint, "instance_cooling_down", delay_s, reason)
+
+    def _pause(self, endpoint: Endpoint, name: str, delay_s: float | None, reason: str) -> None:
+        """Take an endpoint whose breaker has opened out of the routing table until the delay has elapsed."""
         if delay_s is None:
             return
         event(
             log,
-            "breaker_opened",
+            name,
             logging.WARNING,
             node=endpoint.node,
             instance=endpoint.id,
             seconds=delay_s,
             reason=reason,
         )
-        asyncio.get_running_loop().call_later(delay_s, self._half_open, endpoint)
+        now = self._clock.monotonic()
+        endpoint.paused_until = now + delay_s
+        asyncio.get_running_loop().call_later(delay_s, self._end_pause, endpoint)
         self._changed(endpoint.node)
+
+    def paused(self, model: str) -> list[Endpoint]:
+        """Return the endpoints of a model that get no requests for now because their breaker is open."""
+        return [e for e, _ in self._endpoints.endpoints() if e.model == model and e.is_paused]
+
+    def pause_left_s(self, endpoint: Endpoint) -> float:
+        """Return the seconds until a paused endpoint gets requests again."""
+        return max(0.0, endpoint.paused_until - self._clock.monotonic())
 
     def release_trial(self, endpoint: Endpoint) -> None:
         """End a trial without an outcome because its client left: the next request is the trial."""
         if endpoint.breaker.state is BreakerState.HALF_OPEN:
             self._changed(endpoint.node)
 
-    def _half_open(self, endpoint: Endpoint) -> None:
-        endpoint.breaker.half_open()
+    def _end_pause(self, endpoint: Endpoint) -> None:
+        endpoint.breaker.end_pause()
         self._changed(endpoint.node)
 
     @property

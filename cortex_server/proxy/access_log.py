@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from datetime import UTC, datetime
 from itertools import islice
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -51,6 +51,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    tokens_estimated: bool = False
     tok_per_sec: float | None = None
     dropped: tuple[str, ...] | None = None
 
@@ -136,8 +137,7 @@ class RequestRecord(msgspec.Struct):
         cold: Whether it waited for a load.
         reason: Why it was routed to its instance.
         dropped: Request fields that the engine was not given.
-        status: HTTP status of the engine, 0 before its head has arrived; 4xx when the request was at fault, whatever
-            the engine answered: the instance is not to blame.
+        status: HTTP status of the engine, 0 before its head has arrived.
         span: Its spans; None when it is not traced.
         rejected_key: Name of the key that it came with but that did not admit it.
         cors_headers: CORS header lines of the response; empty when no web page asks.
@@ -181,6 +181,25 @@ class RequestRecord(msgspec.Struct):
         return None if self.first_byte is None else self.first_byte - self.started
 
 
+class TokenCounts(NamedTuple):
+    """What a request used.
+
+    Attributes:
+        prompt: Prompt tokens.
+        completion: Completion tokens.
+        cached: Prompt tokens that the engine had in its cache.
+        estimated: Whether the engine did not report them.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    estimated: bool = False
+
+
+NO_TOKENS = TokenCounts()
+
+
 class FinishedRequest(msgspec.Struct, frozen=True):
     """A finished request; its line is formatted when it is written or listed, not while others wait.
 
@@ -191,8 +210,7 @@ class FinishedRequest(msgspec.Struct, frozen=True):
         key: Name of the key that it came with.
         model: Model id; empty if none was found.
         endpoint: Instance that it was sent to last.
-        tokens_in: Prompt tokens.
-        tokens_out: Completion tokens.
+        tokens: What it used.
         error: Code of what went wrong.
     """
 
@@ -202,8 +220,7 @@ class FinishedRequest(msgspec.Struct, frozen=True):
     key: str | None
     model: str
     endpoint: Endpoint | None
-    tokens_in: int
-    tokens_out: int
+    tokens: TokenCounts
     error: str | None
 
     def line(self) -> RequestLine:
@@ -211,7 +228,8 @@ class FinishedRequest(msgspec.Struct, frozen=True):
         record, endpoint = self.record, self.endpoint
         total, first = self.ended - record.started, record.first_s
         generating = total - (first or 0.0)
-        speed = _tenths(self.tokens_out / generating) if self.tokens_out and generating else None
+        prompt, completion = self.tokens.prompt, self.tokens.completion
+        speed = _tenths(completion / generating) if completion and generating else None
         return RequestLine(
             ts=datetime.fromtimestamp(self.at, UTC),
             level="info",
@@ -229,9 +247,10 @@ class FinishedRequest(msgspec.Struct, frozen=True):
             queue_ms=int(record.queued_s * 1000),
             time_to_first_token_ms=None if first is None else _tenths(first * 1000),
             total_latency_ms=_tenths(total * 1000),
-            prompt_tokens=self.tokens_in,
-            completion_tokens=self.tokens_out,
-            total_tokens=self.tokens_in + self.tokens_out,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            tokens_estimated=self.tokens.estimated,
             tok_per_sec=speed,
             dropped=record.dropped or None,
         )

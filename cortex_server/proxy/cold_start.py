@@ -6,12 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from cortex_common.errors import CortexError, Unavailable
+from cortex_common.errors import Busy, CortexError, Unavailable
 from cortex_common.schema.instances import ModelId
+from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.keep_alive import keep_alive_pause
 
 log = logging.getLogger("cortex.requests")
+
+_LOSS_REPORT_S = 3.0
+"""How long a node takes at most to report that an engine has died. It notices at once, and reports every second."""
 
 _MAX_LOADS = 3
 """Loads to wait for: an instance can be gone again before the waiting request gets to it, but not repeatedly."""
@@ -27,6 +31,7 @@ class ColdStart:
         comment: Called repeatedly with one line on the load's progress; None to send none.
         ready: Called when an instance is ready.
         failed: Called instead when none will be.
+        lost: Instance that has just been lost, which its node may not have reported yet.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class ColdStart:
         comment: Callable[[bytes], None] | None,
         ready: Callable[[], None],
         failed: Callable[[CortexError], None],
+        lost: Endpoint | None = None,
     ) -> None:
         self._context = context
         self._model = model
@@ -45,6 +51,7 @@ class ColdStart:
         self._comment = comment
         self._ready = ready
         self._failed = failed
+        self._lost = lost
         self._timer: asyncio.TimerHandle | None = None
         self._comments = 0
         self._schedule_comment()
@@ -87,11 +94,9 @@ class ColdStart:
             # Served by an external upstream or an attached engine: it can't be loaded from here.
             if context.fleet.resolve_model(self._model) is None:
                 raise context.fleet.model_not_found(self._model)
-            raise Unavailable(
-                f"the servers of {self._model!r} fail or can't be reached",
-                hints=["`cortex nodes ls` and `cortex ps` show the reason"],
-                retry_after=5.0,
-            )
+            raise self._not_available()
+        if self._lost is not None:
+            await self._wait_for_report(self._lost)
         for _ in range(_MAX_LOADS):
             await context.loads.acquire(
                 model_config,
@@ -100,10 +105,39 @@ class ColdStart:
             )
             if context.fleet.ready(self._model):
                 return
-        raise Unavailable(
-            f"the instances of {self._model!r} keep failing and are not used for now",
+        raise self._not_available()
+
+    async def _wait_for_report(self, lost: Endpoint) -> None:
+        """Wait until a lost instance takes no requests any more, or its node goes on to report it as ready."""
+        fleet = self._context.fleet
+        changed = asyncio.Event()
+        fleet.on_change(changed.set)
+        try:
+            async with asyncio.timeout(_LOSS_REPORT_S):
+                while lost in fleet.ready(self._model):
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            fleet.remove_listener(changed.set)
+
+    def _not_available(self) -> CortexError:
+        """Return the error for a model whose instances get no requests for now, with the reason and the time."""
+        fleet = self._context.fleet
+        paused = fleet.paused(self._model)
+        if not paused:
+            return Unavailable(
+                f"the servers of {self._model!r} can't be reached",
+                hints=["`cortex nodes ls` and `cortex ps` show the reason"],
+                retry_after=5.0,
+            )
+        first = min(paused, key=fleet.pause_left_s)
+        kind = Busy if first.breaker.cooling else Unavailable
+        return kind(
+            f"the instances of {self._model!r} get no requests for now: {first.breaker.reason}",
             hints=["`cortex ps` shows the reason"],
-            retry_after=5.0,
+            retry_after=max(1.0, fleet.pause_left_s(first)),
         )
 
     def _schedule_comment(self) -> None:

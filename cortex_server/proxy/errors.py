@@ -8,13 +8,15 @@ from cortex_common.errors import (
     CortexError,
     MalformedBody,
     PermissionDenied,
+    Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
 )
 from cortex_common.schema.bounds import MAX_NAME_LENGTH
 from cortex_http.headers import Headers
-from cortex_http.pool import ConnectError, ConnectTimeout
+from cortex_http.pool import ConnectError, ConnectTimeout, OutOfResources
 from cortex_server.auth.keys import Key
+from cortex_server.proxy.response.verdict import Fault
 
 
 class RequestTimedOut(CortexError):
@@ -85,13 +87,20 @@ def model_not_allowed(key: Key, model: str) -> PermissionDenied:
     )
 
 
-def connect_failed(error: ConnectError, timeout_s: float) -> UpstreamFailed:
-    """Return the error for an engine that no connection can be made to."""
-    if isinstance(error, ConnectTimeout):
-        return UpstreamTimeout(
-            f"the engine at {error.where} did not accept a connection in {timeout_s:g} s"
+def connect_failed(error: ConnectError, timeout_s: float) -> tuple[CortexError, Fault]:
+    """Return the error for an engine that no connection can be made to, and whose fault it is."""
+    if isinstance(error, OutOfResources):
+        busy = Unavailable(
+            f"the gateway can't open a connection: {error.reason}",
+            hints=["check the limit of open files and the memory of the gateway's service"],
+            retry_after=1.0,
         )
-    return UpstreamFailed(f"the engine at {error.where} can't be reached: {error.reason}")
+        return busy, Fault.GATEWAY
+    if isinstance(error, ConnectTimeout):
+        text = f"the engine at {error.where} did not accept a connection in {timeout_s:g} s"
+        return UpstreamTimeout(text), Fault.ENGINE
+    text = f"the engine at {error.where} can't be reached: {error.reason}"
+    return UpstreamFailed(text), Fault.ENGINE
 
 
 def redirected(node: str, headers: Headers) -> UpstreamFailed:

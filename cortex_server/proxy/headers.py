@@ -19,7 +19,6 @@ TO_CLIENT = frozenset(
     (
         b"cache-control",
         b"content-disposition",
-        b"content-encoding",
         b"content-language",
         b"content-type",
         b"retry-after",

@@ -1,12 +1,11 @@
 """Choice among several ready instances: one that the prompt fits, and that has the conversation cached.
 
 Most models have one instance, or several equal ones, and most requests name no session; then this costs a comparison or
-two.
+two. Equally good instances take turns, so that a failing one does not get all requests of an idle gateway.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Protocol, TypeVar
@@ -87,41 +86,58 @@ C = TypeVar("C", bound=Candidate)
 _in_flight = attrgetter("in_flight")
 
 
-def pick(candidates: Sequence[C]) -> C:
-    """Return the instance with the fewest requests in flight per slot; the first of equal ones.
+def pick(candidates: Sequence[C], turn: int = 0) -> C:
+    """Return the instance with the fewest requests in flight per slot; equal ones take turns.
 
     Args:
         candidates: Ready instances, at least one.
+        turn: Number of the choice, which says whose turn it is.
     """
     loads = [candidate.in_flight / candidate.slots for candidate in candidates]
-    return candidates[loads.index(min(loads))]
+    least = min(loads)
+    if loads.count(least) == 1:
+        return candidates[loads.index(least)]
+    equal = [candidate for candidate, load in zip(candidates, loads, strict=True) if load == least]
+    return equal[turn % len(equal)]
 
 
-def pick_of_equal(candidates: Sequence[C]) -> C:
+def pick_of_equal(candidates: Sequence[C], turn: int = 0) -> C:
     """Return the same as `pick` when all have the same slots, for a third of the cost."""
-    return min(candidates, key=_in_flight)
+    loads = list(map(_in_flight, candidates))
+    least = min(loads)
+    if loads.count(least) == 1:
+        return candidates[loads.index(least)]
+    equal = [candidate for candidate in candidates if candidate.in_flight == least]
+    return equal[turn % len(equal)]
 
 
 def pick_with_affinity(
-    candidates: Sequence[C], matches: Mapping[int, float], weight: float = LOAD_WEIGHT
+    candidates: Sequence[C],
+    matches: Mapping[int, float],
+    turn: int = 0,
+    weight: float = LOAD_WEIGHT,
 ) -> C:
-    """Return the instance with the best match minus weighted load.
+    """Return the instance with the best match minus weighted load; equal ones take turns.
 
     Args:
         candidates: Ready instances, at least one.
         matches: Share (0 to 1) of the prompt that an instance has probably cached, by position in `candidates`; 0 if
             absent. A session id sent by the client counts as 1.
+        turn: Number of the choice, which says whose turn it is.
         weight: Weight of the load, which is requests in flight per slot.
     """
-    best, most = candidates[0], -math.inf
-    for at, candidate in enumerate(candidates):
-        score = matches.get(at, 0.0) - weight * candidate.in_flight / candidate.slots
-        if score > most:
-            best, most = candidate, score
-    return best
+    scores = [
+        matches.get(at, 0.0) - weight * candidate.in_flight / candidate.slots
+        for at, candidate in enumerate(candidates)
+    ]
+    best = max(scores)
+    equal = [
+        candidate for candidate, score in zip(candidates, scores, strict=True) if score == best
+    ]
+    return equal[turn % len(equal)]
 
 
-Pick = Callable[[Sequence[Endpoint]], Endpoint]
+Pick = Callable[[Sequence[Endpoint], int], Endpoint]
 
 MAX_SESSIONS = 20_000
 
@@ -141,6 +157,7 @@ class LoadBalancer:
 
     def __init__(self, sessions: Affinity | None = None) -> None:
         self._sessions = sessions or Affinity(MAX_SESSIONS)
+        self._turn = 0
         self._pick_by_model: dict[ModelId, tuple[Sequence[Endpoint], Pick | None]] = {}
 
     def choose(
@@ -160,17 +177,19 @@ class LoadBalancer:
         if len(candidates) == 1:
             return candidates[0], b"only"
         session = session or adapter.session
+        turn = self._turn
+        self._turn += 1
         by_load = None if session else self._by_load(candidates)
         if by_load is not None:
-            return by_load(candidates), b"least-busy"
+            return by_load(candidates, turn), b"least-busy"
         fitting = _fitting(candidates, adapter)
         reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
         fitting = _without_overflow(fitting)
         if not session:
-            return pick(fitting), reason
+            return pick(fitting, turn), reason
         hashes = (hash((candidates[0].model, session)),)
         matches = self._sessions.matches(hashes, [c.id for c in fitting])
-        endpoint = pick_with_affinity(fitting, matches)
+        endpoint = pick_with_affinity(fitting, matches, turn)
         self._sessions.remember(hashes, InstanceId(endpoint.id))
         known = [fitting[at].id for at in matches]
         return endpoint, b"session" if endpoint.id in known else reason

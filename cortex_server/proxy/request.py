@@ -5,13 +5,14 @@ something must be waited for: a load, or a new connection.
 
 ::
 
-    receive_all ──► routed ──► connecting ──► sent ──► responding ──► finished
-                     │ ▲           │            │           │
-                     ▼ │           ▼            ▼           ▼
-                   waiting      another endpoint, before  error event, or a cut connection:
-                   (a load)     the first byte only       never a clean-looking end
+    receive_all ──► routed ──► attempt ──► responding ──► finished
+                     │ ▲           │            │
+                     ▼ │           ▼            ▼
+                   waiting      another      error event, or a cut connection:
+                   (a load)     instance     never a clean-looking end
 
-`_finish` runs exactly once, whatever happens: it decrements the instance's count of requests in flight.
+An `Attempt` sends the request to one instance. As long as the client has got nothing of an answer, a failed attempt is
+followed by another one, on another instance. `_finish` runs exactly once, whatever happens.
 """
 
 from __future__ import annotations
@@ -21,46 +22,39 @@ import time
 from collections.abc import Sequence
 from time import perf_counter
 
-from cortex_common.errors import CortexError, MalformedBody, UpstreamFailed
+from cortex_common.errors import CortexError, MalformedBody
 from cortex_common.log import event
 from cortex_common.schema.bounds import MAX_NAME_LENGTH
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_common.schema.requests import RequestState
-from cortex_http.client import ClientRequest
 from cortex_http.downstream import NULL_DOWNSTREAM, Downstream
-from cortex_http.headers import Headers, content_length, is_event_stream, lines
-from cortex_http.pool import ConnectError
+from cortex_http.headers import lines
 from cortex_server.auth.admission_queue import queue_full
 from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
-from cortex_server.proxy.accounting import finish
+from cortex_server.proxy.accounting import count_tokens, finish, record_outcome
 from cortex_server.proxy.adapters.base import DialectAdapter
+from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.cold_start import ColdStart
 from cortex_server.proxy.context import ProxyContext
-from cortex_server.proxy.engine_address import EngineAddress
 from cortex_server.proxy.errors import (
     body_is_compressed,
     body_too_large,
-    connect_failed,
     model_name_too_long,
     model_not_allowed,
-    redirected,
 )
 from cortex_server.proxy.headers import (
-    client_headers,
     client_status,
     cors_headers,
-    engine_request_head,
     error_headers,
     priority,
     request_id,
     retry_headers,
 )
 from cortex_server.proxy.request_head import RequestHead
-from cortex_server.proxy.response.base import JSON_HEAD, STREAM_HEAD, EngineResponse
-from cortex_server.proxy.response.body import LateError
-from cortex_server.proxy.stream_fast_path import StreamFastPath
+from cortex_server.proxy.response.base import JSON_HEAD, STREAM_HEAD
+from cortex_server.proxy.response.verdict import Fault, Rejection, find_fault
 from cortex_server.proxy.trace_context import start_span
 
 log = logging.getLogger("cortex.requests")
@@ -68,11 +62,11 @@ log = logging.getLogger("cortex.requests")
 _NO_MODEL = ModelId("")
 
 MAX_ATTEMPTS = 3
-"""Instances that a request is sent to before the client gets an error."""
+"""How often a request is sent to an instance before the client gets an error."""
 
 
 class ProxyRequest:
-    """One inference request; both the client connection's handler and the engine connection's.
+    """One inference request; the handler of the client's connection.
 
     Args:
         context: Shared state of the proxy.
@@ -88,11 +82,11 @@ class ProxyRequest:
         model: Model id, once known.
         endpoint: Instance that it was sent to last.
         adapter: Translates between the client and the engine, once the body has been read.
-        upstream: The request to the engine, while it is in flight.
-        response: The engine's response, once its head has arrived.
+        attempt: The attempt in progress.
         opened: Whether the head of the response has been sent to the client.
         client_is_blocked: Whether the client does not read fast enough.
         events_seen: Number of the response's events when timeouts were last checked.
+        progressed_at: When that number last changed, by the event loop's time.
         commented_at: When a keep-alive comment was last sent, by the event loop's time.
         comments: Number of keep-alive comments sent.
         finished: Whether it has ended.
@@ -100,13 +94,14 @@ class ProxyRequest:
 
     __slots__ = (
         "_attempted",
+        "_attempts",
         "_body",
         "_body_size",
         "_cold_start",
-        "_failure",
         "_inflight",
-        "_retry_headers",
+        "_rejection",
         "adapter",
+        "attempt",
         "client",
         "client_is_blocked",
         "commented_at",
@@ -119,9 +114,8 @@ class ProxyRequest:
         "key",
         "model",
         "opened",
+        "progressed_at",
         "record",
-        "response",
-        "upstream",
     )
 
     def __init__(
@@ -140,11 +134,11 @@ class ProxyRequest:
         self.model = _NO_MODEL
         self.endpoint: Endpoint | None = None
         self.adapter: DialectAdapter | None = None
-        self.upstream: ClientRequest[EngineAddress] | None = None
-        self.response: EngineResponse | None = None
+        self.attempt: Attempt | None = None
         self.opened = False
         self.client_is_blocked = False
         self.events_seen = 0
+        self.progressed_at = now
         self.commented_at = now
         self.comments = 0
         self.finished = False
@@ -152,8 +146,8 @@ class ProxyRequest:
         self._body_size = 0
         self._cold_start: ColdStart | None = None
         self._attempted: frozenset[InstanceId] = frozenset()
-        self._failure: CortexError | None = None  # of the last attempt
-        self._retry_headers: Sequence[tuple[bytes, bytes]] = ()  # of an engine's error
+        self._attempts = 0
+        self._rejection: Rejection | None = None  # of the last attempt
         if context.spans is not None:
             self.record.span = start_span(headers.get(b"traceparent", b""))
         if context.settings.allowed_origins and (origin := headers.get(b"origin")) is not None:
@@ -178,8 +172,16 @@ class ProxyRequest:
     @property
     def tokens(self) -> tuple[int, int]:
         """Prompt tokens, 0 until the engine reports them, and completion tokens so far."""
-        response = self.response
-        return response.token_counts()[:2] if response is not None else (0, 0)
+        response = self.attempt.response if self.attempt is not None else None
+        if response is None:
+            return 0, 0
+        usage = response.usage
+        return (0, response.output_tokens) if usage is None else usage.bounded_counts[:2]
+
+    @property
+    def content_sent(self) -> bool:
+        """Whether the client has got something of an answer, besides keep-alive comments."""
+        return self.attempt is not None and self.attempt.content_sent
 
     # -- from the client ---------------------------------------------------------------------
 
@@ -255,19 +257,20 @@ class ProxyRequest:
         """Stop reading from the engine because the client does not keep up."""
         self.client_is_blocked = True
         self.record.last_byte = self.context.loop.time()
-        if self.upstream is not None:
-            self.upstream.pause()
+        if self.attempt is not None and self.attempt.upstream is not None:
+            self.attempt.upstream.pause()
 
     def client_unblocked(self) -> None:
         """Read from the engine again."""
         self.client_is_blocked = False
         self.record.last_byte = self.context.loop.time()
-        if self.upstream is not None:
-            self.upstream.resume()
+        if self.attempt is not None and self.attempt.upstream is not None:
+            self.attempt.upstream.resume()
 
     def client_gone(self) -> None:
         """Abort what is in flight for a client that closed its connection."""
-        if self.response is not None and self.response.complete:
+        response = self.attempt.response if self.attempt is not None else None
+        if response is not None and response.complete:
             self._finish(None)  # many clients close as soon as they have read [DONE]
         elif not self.finished:
             self.context.metrics.disconnects += 1
@@ -293,16 +296,24 @@ class ProxyRequest:
         if local is not None:
             self._respond_locally(local)
         elif endpoint is not None:
-            if self._attempted:
+            if self._attempts:
                 reason = b"retry"
             elif self.record.cold:
                 reason = b"loaded"
             self.record.reason = reason
             self._send(endpoint)
-        elif self._failure is not None:
-            self.refuse(self._failure)
-        else:
+        elif self._rejection is None:
             self._wait_for_load()
+        elif self._can_wait_for_restart(self._rejection):
+            self._attempted = frozenset()
+            self._wait_for_load(self.endpoint)
+        else:
+            self._report(self._rejection)
+
+    def _can_wait_for_restart(self, rejection: Rejection) -> bool:
+        """Return whether the last attempt was lost with its engine, which its node or another may start again."""
+        configured = self.context.fleet.model_config(self.model) is not None
+        return rejection.unreachable and configured and self._attempts < MAX_ATTEMPTS
 
     def _candidates(self) -> Sequence[Endpoint]:
         """Return the ready instances that have not been tried; none when no further attempt is allowed."""
@@ -310,7 +321,7 @@ class ProxyRequest:
         if not self._attempted:
             return candidates
         candidates = [c for c in candidates if c.id not in self._attempted]
-        if len(self._attempted) >= MAX_ATTEMPTS:
+        if self._attempts >= MAX_ATTEMPTS:
             return ()
         return candidates if candidates and self.context.retries.spend() else ()
 
@@ -320,7 +331,7 @@ class ProxyRequest:
         self.client.end()
         self._finish(None)
 
-    def _wait_for_load(self) -> None:
+    def _wait_for_load(self, lost: Endpoint | None = None) -> None:
         self._cold_start = ColdStart(
             self.context,
             self.model,
@@ -328,6 +339,7 @@ class ProxyRequest:
             comment=self._comment_load if self.can_keep_alive else None,
             ready=self._load_ready,
             failed=self._load_failed,
+            lost=lost,
         )
 
     def _load_ready(self) -> None:
@@ -344,10 +356,10 @@ class ProxyRequest:
         self.record.cold = True
         self.keep_alive(progress)
 
-    # -- to the engine -----------------------------------------------------------------------
+    # -- attempts: `AttemptOwner` ------------------------------------------------------------
 
     def _send(self, endpoint: Endpoint) -> None:
-        context, record, adapter = self.context, self.record, self.adapter
+        context, adapter = self.context, self.adapter
         assert adapter is not None
         try:
             model_config = context.fleet.model_config(self.model)
@@ -358,152 +370,99 @@ class ProxyRequest:
             self.refuse(failed)
             return
         self.endpoint = endpoint
-        record.dropped = adapter.dropped
+        self.record.dropped = adapter.dropped
+        self._attempts += 1
         context.fleet.begin_request(endpoint)
-        address = context.addresses.find(endpoint.url)
-        record.last_byte = context.loop.time()
-        traceparent = record.engine_traceparent() or self.head.headers.get(b"traceparent")
-        head = engine_request_head(
-            address, adapter.path, self.head.forwarded, len(body), record.ident, traceparent
-        )
-        upstream = self.upstream = ClientRequest(
-            context.pool, address, head, body, self, self._connect_failed
-        )
-        if self.client_is_blocked:
-            upstream.pause()
-        upstream.start()
+        attempt = self.attempt = Attempt(context, self, adapter, endpoint)
+        attempt.start(body, paused=self.client_is_blocked)
 
-    def _connect_failed(self, error: ConnectError) -> None:
-        self._try_another(connect_failed(error, self.context.pool.connect_timeout_s))
-
-    def _try_another(self, failure: CortexError) -> None:
-        """Send the request to another instance, since no byte of a response has reached the client."""
-        endpoint = self.endpoint
-        assert endpoint is not None
-        event(
-            log,
-            "instance_failed",
-            logging.WARNING,
-            request=self.record.ident.decode(),
-            node=endpoint.node,
-            instance=endpoint.id,
-            reason=failure.message,
-        )
-        self.context.fleet.end_request(endpoint)
-        self.context.fleet.record_failure(endpoint, failure.message)
-        self.endpoint = self.upstream = None
-        self._attempted |= {endpoint.id}
-        self._failure = failure
-        if endpoint.retries:
-            self._send_or_load()
-        else:
-            self.refuse(failure)
-
-    # -- from the engine: `ResponseHandler` ---------------------------------------------------
-
-    def request_blocked(self) -> None:
-        """Do nothing: the whole body is in memory already."""
-
-    def request_unblocked(self) -> None:
-        """Do nothing: the whole body is in memory already."""
-
-    def response_head(self, status: int, headers: Headers) -> None:
-        """Decide how the response is treated, and forward its head if it is the client's too."""
-        if 300 <= status < 400:
-            # Following it would send the key and the prompt to a server that no configuration names.
-            assert self.upstream is not None
-            assert self.endpoint is not None
-            self.upstream.abort()
-            self._try_another(redirected(self.endpoint.node, headers))
-            return
-        status = client_status(status)
-        self.record.status = status
-        assert self.adapter is not None
-        streamed = status < 400 and is_event_stream(headers)
-        if status >= 400:
-            self._retry_headers = retry_headers(0, headers)
-        response = self.response = self.adapter.response(status, streamed=streamed)
-        if self.opened:
-            if not streamed:
-                self.response = LateError(status, self.adapter.error_event)
-        elif response.forwards_head:
-            kept = lines(client_headers(headers))
-            self._open(status, kept, None if streamed else content_length(dict(headers)))
-
-    def _open(self, status: int, head: bytes, length: int | None) -> None:
+    def open(self, status: int, head: bytes, length: int | None) -> None:
         """Send the head of the response, once."""
         if not self.opened:
             self.opened = True
             self.client.respond(status, head + self.record.labels(self.endpoint), length)
 
-    def response_data(self, data: bytes) -> None:
-        """Pass a piece of the body through the response, and send what comes of it."""
-        record, response = self.record, self.response
-        record.last_byte = now = self.context.loop.time()
-        assert response is not None
-        output = response.feed(data)
-        if record.first_byte is None and (response.events or not data.startswith(b":")):
-            record.first_byte = now  # comments only mean that the prompt is still being processed
-        if output:
-            if not self.opened:
-                self._open(200, response.head, None)
-            self.client.write(output)
+    def reject(self, rejection: Rejection, output: bytes = b"") -> None:
+        """Try another instance, or report why there is no answer."""
+        attempt, record = self.attempt, self.record
+        assert attempt is not None
+        endpoint = attempt.endpoint
+        can_retry = (
+            rejection.fault.is_retryable
+            and endpoint.retries
+            # Keep-alive comments have opened the client's stream, and this response has written to it since.
+            and not (output and self.opened and attempt.shares_stream)
+        )
+        if rejection.fault.is_retryable:
+            event(
+                log,
+                "instance_failed",
+                logging.WARNING,
+                request=record.ident.decode(),
+                node=endpoint.node,
+                instance=endpoint.id,
+                reason=rejection.error.message,
+            )
+        self._end_attempt(rejection.fault, rejection.error)
+        self._rejection = rejection
+        if not can_retry:
+            self._report(rejection, output)
+            return
+        record.status, record.first_byte = 0, None
+        self._attempted |= {endpoint.id}
+        self._send_or_load()
 
-    def response_flush(self) -> None:
-        """Send what was written."""
-        self.client.flush()
-
-    def response_splice(self) -> StreamFastPath | None:
-        """Take the fast path for the chunks that follow, where the stream allows it."""
-        repair = self.response.repair if self.response is not None and self.opened else None
-        envelope = repair.text_envelope if repair is not None else None
-        transport = self.client.chunked_transport() if envelope is not None else None
-        if repair is None or envelope is None or transport is None:
-            return None
-        assert self.endpoint is not None
-        sizes = self.context.addresses.find(self.endpoint.url).size_lines
-        return StreamFastPath(envelope, repair, transport, sizes)
-
-    def response_end(self) -> None:
-        """Send the rest of the response."""
-        self.upstream = None
-        response = self.response
-        assert response is not None
-        output = response.end()
-        status = response.status
-        if 400 <= status < 500:
-            self.record.status = status
-        streaming = self.opened
-        if not streaming:
-            head = JSON_HEAD
-            if status >= 400:
-                head += lines(retry_headers(status, self._retry_headers))
-            self._open(status, head, len(output))
+    def complete(self, output: bytes, failure: CortexError | None) -> None:
+        """End the response."""
         if output:
             self.client.write(output)
-        self._end_response(failed=streaming and response.error is not None)
-        self._finish(response.error)
+        fault = None
+        if failure is not None:
+            assert self.adapter is not None
+            fault = find_fault(failure, self.adapter.path)
+        self._end_response(failed=failure is not None)
+        self._finish(None if failure is None else failure.code, failure, fault)
 
-    def response_lost(self, reason: str) -> None:
-        """Try another instance, or report that the response is incomplete."""
-        assert self.endpoint is not None
-        if self.record.status:
-            self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
-        else:
-            self._try_another(UpstreamFailed(f"the engine on {self.endpoint.node}: {reason}"))
-
-    def _break_off(self, error: CortexError) -> None:
+    def break_off(self, output: bytes | None, error: CortexError, fault: Fault) -> None:
         """End a response that has begun with an error."""
-        response = self.response
-        assert response is not None
-        output, streaming = response.fail(error), self.opened
         if output is None:
             self.client.abort()
         else:
-            self._open(response.status, JSON_HEAD, len(output))
             self.client.write(output)
-            self._end_response(failed=streaming)
-        self._finish(error.code)
+            self._end_response(failed=True)
+        self._finish(error.code, error, fault)
+
+    def _report(self, rejection: Rejection, output: bytes = b"") -> None:
+        """Answer with the error of the last attempt."""
+        adapter = self.adapter
+        assert adapter is not None
+        if self.opened:
+            self.client.write(output or adapter.error_event(rejection.error))
+            self._end_response(failed=True)
+        elif rejection.status < 400:
+            self.refuse(rejection.error)
+        else:
+            status, body = adapter.engine_error(rejection)
+            head = JSON_HEAD + lines([*rejection.headers, *retry_headers(status, [])])
+            head += self.record.labels(self.endpoint)
+            self.client.respond(client_status(status), head, len(body))
+            self.client.write(body)
+            self.client.end()
+            if status < 400:  # the adapter has an answer of its own
+                self._finish(None)
+        self._finish(
+            f"engine_{rejection.status}" if rejection.status >= 400 else rejection.error.code
+        )
+
+    def _end_attempt(self, fault: Fault | None, error: CortexError | None) -> None:
+        """Count the end of the attempt, and what it says about its instance."""
+        attempt, self.attempt = self.attempt, None
+        if attempt is None:
+            return
+        attempt.abort()
+        if fault is None and not self.record.status:
+            fault = Fault.GATEWAY  # the client left before an answer, which says nothing
+        record_outcome(self.context.fleet, attempt.endpoint, fault, error)
 
     def _end_response(self, *, failed: bool) -> None:
         """End the response; `failed` says that it is a stream that ends with an error event."""
@@ -525,12 +484,12 @@ class ProxyRequest:
         assert self.adapter is not None
         self.comments += 1
         self.commented_at = self.context.loop.time()
-        self._open(200, STREAM_HEAD, None)
+        self.open(200, STREAM_HEAD, None)
         self.client.write(self.adapter.keep_alive(comment))
         self.client.flush()
 
     def refuse(self, error: CortexError) -> None:
-        """Answer with an error; as an event when the client's stream has begun."""
+        """Answer with an error of the gateway; as an event when the client's stream has begun."""
         if self.finished:
             return
         adapter, streaming = self.adapter, self.opened
@@ -547,37 +506,48 @@ class ProxyRequest:
         self._end_response(failed=streaming)
         self._finish(error.code)
 
-    def cut_off(self, error: CortexError) -> None:
+    def cut_off(self, error: CortexError, fault: Fault = Fault.GATEWAY) -> None:
         """End the request now with an error."""
-        if self.record.status and not self.finished:
-            self._break_off(error)
-        else:
+        if self.finished:
+            return
+        if self.attempt is None or not self.attempt.content_sent:
+            self._end_attempt(fault, error)
             self.refuse(error)
+        else:
+            self.attempt.fail(error, fault)
 
-    def _finish(self, error: str | None) -> None:
+    def _finish(
+        self,
+        code: str | None,
+        error: CortexError | None = None,
+        fault: Fault | None = None,
+    ) -> None:
         """Release everything and account for the request, once.
 
         Args:
-            error: Code of what went wrong.
+            code: Code of what went wrong.
+            error: What went wrong with the engine's answer.
+            fault: Whose fault that is.
         """
         if self.finished:
             return
         self.finished = True
         record, now = self.record, self.context.loop.time()
-        if self.model and self.endpoint is None and not self._attempted:
+        if self.model and self.endpoint is None:
             record.queued_s = now - record.started
-        if record.first_byte is not None and self.response is not None and not self.response.events:
+        attempt = self.attempt
+        response = attempt.response if attempt is not None else None
+        if record.first_byte is not None and response is not None and not response.is_streamed:
             record.first_byte = now  # a response that arrives whole says nothing about speed
         self._inflight.discard(self)
+        self._rejection = None  # its traceback refers to this
         if self._cold_start is not None:
             self._cold_start.cancel()
             self._cold_start = None
-        if self.upstream is not None:
-            self.upstream.abort()
-            self.upstream = None
+        tokens = count_tokens(attempt, self.adapter)
+        self._end_attempt(fault, error)
         self.context.admission.leave(self)
-        response, key = self.response, self.key
-        tokens_in, tokens_out, cached = (0, 0, 0) if response is None else response.token_counts()
+        key = self.key
         finished = FinishedRequest(
             record,
             now,
@@ -585,9 +555,8 @@ class ProxyRequest:
             key.name if key else record.rejected_key,
             self.model,
             self.endpoint,
-            tokens_in,
-            tokens_out,
-            error,
+            tokens,
+            code,
         )
-        finish(self.context, finished, key, cached, response.repairs if response else None)
+        finish(self.context, finished, key, response.repairs if response else None)
         self.client = NULL_DOWNSTREAM

@@ -10,12 +10,13 @@ from cortex_common.errors import UpstreamTimeout
 from cortex_common.log import event
 from cortex_server.proxy.keep_alive import keep_alive_pause
 from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.response.verdict import Fault
 
 log = logging.getLogger("cortex.requests")
 
-USAGE_WAIT_S = 2.0
-"""Seconds to wait for the usage after a translated stream's finish reason; the client waits for the end meanwhile."""
-
+LINGER_S = 2.0
+"""Seconds without an event after a stream's finish reason for which usage and the end of the stream are waited for;
+comments do not count. The client waits for the end meanwhile."""
 
 _INTERVAL_S = 1.0
 
@@ -51,30 +52,29 @@ def check_timeouts(request: ProxyRequest, now: float) -> None:
         if now - record.last_byte > settings.idle_timeout_s:
             _drop_client(request, "client_stalled")
         return
-    upstream, response = request.upstream, request.response
-    if upstream is None:
+    attempt = request.attempt
+    if attempt is None:
         return
+    response = attempt.response
     if response is not None and response.events != request.events_seen:
         request.events_seen = response.events  # the fast path keeps no time
-        record.last_byte = now
+        record.last_byte = request.progressed_at = now
     pause = settings.prefill_comment_after_s
     if (
         pause
-        and not record.status
+        and not attempt.content_sent
         and now - request.commented_at > keep_alive_pause(pause, request.comments)
         and request.can_keep_alive
     ):
         request.keep_alive(b"computing the prompt")
     if response is not None and response.lingering:
-        if now - record.last_byte > USAGE_WAIT_S:
-            upstream.abort()
-            request.response_end()
+        if now - request.progressed_at > LINGER_S:
+            attempt.end_early()
         return
     limit = settings.idle_timeout_s if record.status else settings.first_byte_timeout_s
     if now - record.last_byte > limit:
-        upstream.abort()
-        request.upstream = None
-        request.cut_off(UpstreamTimeout(f"the engine has been silent for {limit:g} s"))
+        silent = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
+        request.cut_off(silent, Fault.ENGINE)
 
 
 def _drop_client(request: ProxyRequest, reason: str) -> None:

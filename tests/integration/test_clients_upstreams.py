@@ -373,7 +373,7 @@ async def test_failed_request_is_retried_elsewhere_unless_disabled(retries: bool
         openai_client(served.url) as sdk,
     ):
         await wait_for_snapshot(served, lambda s: len(s.instances()) == 1)
-        good.models = [{"id": "m"}]  # of equal instances, the first one is used
+        good.models = [{"id": "m"}]  # of equal instances, the first one has the first turn
         await wait_for_snapshot(served, lambda s: len(s.instances()) == 2)
 
         async def ask() -> bool:

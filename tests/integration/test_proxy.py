@@ -10,6 +10,7 @@ import httpx
 import pytest
 from rigs.engine import (
     CHUNK,
+    COMPLETION,
     DONE,
     LAST,
     SSE_HEAD,
@@ -112,13 +113,13 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials():
     """Spacing and unknown fields of a body are kept; the client's key and cookies are not forwarded."""
     body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
     async with (
-        scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(COMPLETION))) as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         headers = {"authorization": "Bearer sk-1", "cookie": "a=b", "x-conversation-id": "c"}
         answer = await client.post(CHAT, content=body, headers=headers)
-        assert answer.json() == {}
+        assert answer.json() == json.loads(COMPLETION)
         call = await engine.call(0)
         assert call.body == body
         head = call.head.lower()
@@ -131,7 +132,7 @@ async def test_an_alias_is_rewritten_in_place():
     body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
     model_config = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
-        scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(COMPLETION))) as engine,
         running_proxy({"m": engine.url}, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
@@ -314,14 +315,15 @@ async def test_an_engines_comments_are_no_tokens():
         scripted_engine(prefill) as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
-        client.stream("POST", CHAT, json=BODY) as answer,
     ):
-        pieces = answer.aiter_raw()
-        assert await anext(pieces) == b": wait\n\n"
+        answer = asyncio.create_task(client.post(CHAT, json=BODY))
+        await engine.call(0)
         (in_flight,) = rig.inflight.requests
+        while not in_flight.record.status:
+            await asyncio.sleep(0)
         assert in_flight.state is RequestState.PREFILL
         go.set()
-        assert b"".join([piece async for piece in pieces]) == STREAM
+        assert (await answer).content == b": wait\n\n" + STREAM
         assert in_flight.record.first_byte is not None
 
 
@@ -388,7 +390,7 @@ async def test_a_whole_response_has_no_token_rate():
     """A whole response counts as one arrival of all tokens, in however many reads it comes."""
 
     async def in_pieces(call: Call) -> None:
-        answer = http_response(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
+        answer = http_response(COMPLETION)
         await call.send(answer[:-9])
         loop = asyncio.get_running_loop()
         while not any(
@@ -442,7 +444,7 @@ async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection():
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         with pytest.raises(httpx.RemoteProtocolError):
-            await client.post(CHAT, json=BODY | {"stream": False})
+            await client.post("/v1/embeddings", json={"model": "m", "input": "x"})
         await rig.wait_idle()
 
 
@@ -574,7 +576,7 @@ async def test_a_slow_reader_holds_the_engine_back():
         running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
-        writer.write(request(json.dumps(BODY).encode()))
+        writer.write(request(json.dumps(BODY).encode(), path="/v1/embeddings"))
         await reader.readuntil(b"\r\n\r\n")
         assert await stalled(sent) < 32
         got = 0
@@ -616,7 +618,7 @@ async def test_a_client_that_does_not_read_is_disconnected():
 
 async def test_pipelined_requests_are_answered_in_order():
     """Two requests in one write get two responses in order."""
-    bodies = [json.dumps(BODY | {"n": n, "stream": False}).encode() for n in (1, 2)]
+    bodies = [json.dumps(BODY | {"input": n}).encode() for n in (1, 2)]
 
     async def echo(call: Call) -> None:
         await call.send(http_response(call.body))
@@ -626,7 +628,7 @@ async def test_pipelined_requests_are_answered_in_order():
         running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-        writer.write(request(bodies[0]) + request(bodies[1]))
+        writer.write(b"".join(request(body, path="/v1/embeddings") for body in bodies))
         for body in bodies:
             await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(len(body)) == body
@@ -638,14 +640,14 @@ async def test_expect_100_continue_is_honoured():
     """A client that sends Expect: 100-continue gets 100 Continue."""
     body = json.dumps(BODY | {"stream": False}).encode()
     async with (
-        scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(COMPLETION))) as engine,
         running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(body, extra=b"expect: 100-continue\r\n")[: -len(body)])
         assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
         writer.write(body)
-        assert b"200 OK" in await reader.readuntil(b"{}")
+        assert b"200 OK" in await reader.readuntil(COMPLETION)
         writer.close()
         await rig.wait_idle()
 
@@ -673,7 +675,7 @@ async def test_any_framing_of_the_engine_is_understood(answer):
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
-        got = await client.post(CHAT, json=BODY | {"stream": False})
+        got = await client.post("/v1/embeddings", json={"model": "m", "input": "x"})
         assert got.content == b'{"a":1}'
         await rig.wait_idle()
 
@@ -682,7 +684,7 @@ async def test_bytes_after_an_answer_never_reach_another_client():
     """Bytes after an engine's response close its connection and are dropped."""
 
     async def surplus(call: Call) -> None:
-        await call.send(http_response(b"{}") + http_response(b'{"smuggled":1}'))
+        await call.send(http_response(b'{"a":1}') + http_response(b'{"smuggled":1}'))
 
     async with (
         scripted_engine(surplus) as engine,
@@ -690,7 +692,7 @@ async def test_bytes_after_an_answer_never_reach_another_client():
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(2):
-            assert (await client.post(CHAT, json=BODY)).content == b"{}"
+            assert (await client.post("/v1/embeddings", json=BODY)).content == b'{"a":1}'
         assert engine.calls[0].writer is not engine.calls[1].writer
 
 
@@ -771,7 +773,9 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
         statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
         assert statuses == [500, 500, 500]
         await rig.wait_idle()
-        assert rig.fleet.snapshot.instances()[0].failing == "engine_500"
+        assert (
+            rig.fleet.snapshot.instances()[0].failing == "The engine answered 500 without a reason"
+        )
         assert rig.fleet.ready("m") == []
         healthy.set()
         async with asyncio.timeout(5):
@@ -818,7 +822,7 @@ async def test_a_finished_request_needs_no_garbage_collection(stream):
     """A finished request is freed by reference counting, without garbage collection."""
 
     async def answer(call: Call) -> None:
-        await (answer_stream(call) if stream else call.send(http_response(b"{}")))
+        await (answer_stream(call) if stream else call.send(http_response(COMPLETION)))
 
     async with (
         scripted_engine(answer) as engine,

@@ -33,7 +33,7 @@ async def test_a_body_of_any_size_reaches_the_engine_unchanged(size, framing):
         running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+        head = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\n"
         if framing == "length":
             writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         else:
@@ -54,7 +54,7 @@ async def test_a_body_that_comes_byte_by_byte_is_the_same_body():
         running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-        request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+        request = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
             len(body),
             body,
         )
@@ -131,7 +131,7 @@ async def test_an_incomplete_body_leaves_nothing_behind():
         running_proxy({"m": engine.url}) as rig,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
         await writer.drain()
         async with asyncio.timeout(5):
             while not rig.inflight.requests:

@@ -16,7 +16,7 @@ from cortex_common.config.access import KeyEntry
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 
-HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nContent-Length: {size}\r\n\r\n"
+HEAD = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nContent-Length: {size}\r\n\r\n"
 
 
 async def what_came(call: Call) -> None:
@@ -101,16 +101,16 @@ async def test_a_revoked_key_is_rejected_on_an_open_connection():
     ):
         body = {"model": "m", "prompt": "a"}
         for _ in range(3):
-            assert (await client.post("/v1/completions", json=body)).status_code == 200
+            assert (await client.post("/v1/embeddings", json=body)).status_code == 200
         ring.replace([KeyEntry(name="k", hash=hash_of("another"))], (), 1.0)
-        assert (await client.post("/v1/completions", json=body)).status_code == 401
+        assert (await client.post("/v1/embeddings", json=body)).status_code == 401
         assert len(engine.calls) == 3
 
 
 @pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/completions"])
 async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
     """Over one kept connection, engine responses with equal and with different heads are parsed."""
-    bodies = [json.dumps({"n": "x" * n}).encode() for n in (5, 5, 9, 2000, 0)]
+    bodies = [json.dumps({"choices": ["x" * n]}).encode() for n in (5, 5, 9, 2000, 0)]
     answers = [
         *map(http_response, bodies),
         http_response(bodies[0], kind=b"application/x-other"),
@@ -146,9 +146,9 @@ async def test_a_request_is_sent_again_if_the_engine_closed_the_connection():
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(4):
-            got = await client.post("/v1/completions", json={"model": "m", "prompt": "a"})
+            got = await client.post("/v1/embeddings", json={"model": "m", "prompt": "a"})
             assert got.status_code == 200
         body = {"model": "gone", "prompt": "a"}
-        assert (await client.post("/v1/completions", json=body)).status_code == 502
+        assert (await client.post("/v1/embeddings", json=body)).status_code == 502
         body = {"model": "m", "prompt": "a"}
-        assert (await client.post("/v1/completions", json=body)).status_code == 200
+        assert (await client.post("/v1/embeddings", json=body)).status_code == 200

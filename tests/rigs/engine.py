@@ -15,6 +15,11 @@ LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"
 USAGE = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
 DONE = b"data: [DONE]\n\n"
 STREAM = b"".join([*(CHUNK % word for word in (b"one", b"two", b"three")), LAST, USAGE, DONE])
+COMPLETION = (
+    b'{"id":"1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant",'
+    b'"content":"one two"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}'
+)
 SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )

@@ -52,6 +52,14 @@ class StreamAggregator:
         except ValueError:
             return None
 
+    def is_finished(self, choices: int) -> bool:
+        """Return whether the stream has ended, or this many choices have a finish reason."""
+        return (
+            self._done
+            or self.error is not None
+            or sum(1 for c in self._choices.values() if c.finish_reason) >= choices
+        )
+
     def feed(self, data: bytes) -> None:
         """Add more bytes of the stream, split at any point."""
         for event in self._parser.feed(data):

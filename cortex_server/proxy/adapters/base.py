@@ -15,8 +15,8 @@ from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
 from cortex_server.proxy.response.base import EngineResponse
-
-CHAT = "/v1/chat/completions"
+from cortex_server.proxy.response.first_bytes import Format
+from cortex_server.proxy.response.verdict import Rejection
 
 
 class DialectAdapter(Protocol):
@@ -47,6 +47,14 @@ class DialectAdapter(Protocol):
         """
         ...
 
+    def input_tokens(self) -> int:
+        """Return an estimate of what the request's input counts, for engines that report no usage.
+
+        Raises:
+            BadRequest: The request is invalid.
+        """
+        ...
+
     def engine_body(
         self,
         model: str,
@@ -67,8 +75,21 @@ class DialectAdapter(Protocol):
         """
         ...
 
-    def response(self, status: int, *, streamed: bool) -> EngineResponse:
-        """Return what converts the engine's response to the client's."""
+    @property
+    def generates(self) -> bool:
+        """Whether the engine's response is a chat or text completion."""
+        ...
+
+    def response(self, body_format: Format) -> EngineResponse:
+        """Return what converts the engine's response to the client's.
+
+        Args:
+            body_format: What the engine's body is; EVENTS or JSON if it is a completion, else OTHER.
+        """
+        ...
+
+    def engine_error(self, rejection: Rejection) -> tuple[int, bytes]:
+        """Return an engine's error response as HTTP status and body."""
         ...
 
     def error_response(self, error: CortexError) -> tuple[int, bytes]:

@@ -13,6 +13,8 @@ from cortex_server.proxy.adapters.base import DialectAdapter, anthropic_error
 from cortex_server.proxy.adapters.request_body import with_model
 from cortex_server.proxy.response.base import EngineResponse
 from cortex_server.proxy.response.body import BufferedResponse
+from cortex_server.proxy.response.first_bytes import Format
+from cortex_server.proxy.response.verdict import Rejection
 
 
 class CountTokensAdapter(DialectAdapter):
@@ -39,6 +41,11 @@ class CountTokensAdapter(DialectAdapter):
         return 0
 
     @override
+    def input_tokens(self) -> int:
+        # Nothing is generated.
+        return 0
+
+    @override
     def engine_body(
         self,
         model: str,
@@ -48,9 +55,18 @@ class CountTokensAdapter(DialectAdapter):
     ) -> bytes:
         return with_model(self._body, self.name, model) if model != self.name else self._body
 
+    @property
     @override
-    def response(self, status: int, *, streamed: bool) -> EngineResponse:
-        return BufferedResponse(self._count, self.error_response)
+    def generates(self) -> bool:
+        return False
+
+    @override
+    def response(self, body_format: Format) -> EngineResponse:
+        return BufferedResponse(self._count)
+
+    @override
+    def engine_error(self, rejection: Rejection) -> tuple[int, bytes]:
+        return 200, tokens.encode_count(self._estimate())
 
     def _count(self, body: bytes) -> bytes:
         found = tokens.parse_count(body)

@@ -11,27 +11,25 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
 from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
-from cortex_server.dialects.engine_errors import error_from_response
 from cortex_server.dialects.engine_options import without_named_tool_choice
 from cortex_server.dialects.openai_errors import engine_error_response
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.chunk_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import ModelNameRewriter
-from cortex_server.proxy.adapters.base import CHAT, DialectAdapter, apply_model_config, openai_error
+from cortex_server.proxy.adapters.base import DialectAdapter, apply_model_config, openai_error
 from cortex_server.proxy.adapters.request_body import BodyFields, as_stream, with_model, with_usage
 from cortex_server.proxy.response.base import EngineResponse
-from cortex_server.proxy.response.body import (
-    AggregatedResponse,
-    EngineError,
-    PassthroughBody,
-    RepairedBody,
-)
-from cortex_server.proxy.response.stream import PassthroughStream
+from cortex_server.proxy.response.body import AggregatedResponse, BufferedResponse, PassthroughBody
+from cortex_server.proxy.response.completion import check_completion
+from cortex_server.proxy.response.first_bytes import Format
+from cortex_server.proxy.response.stream import PassthroughStream, StreamedBody
+from cortex_server.proxy.response.verdict import CHAT, Fault, Rejection
 
-_UNAUTHORIZED = 401
+_OUR_KEY = frozenset({401, 403})
 _NO_SUCH_ROUTE = frozenset({404, 405, 501})
 _GENERATION = frozenset({CHAT, "/v1/completions"})
+_NOT_COUNTED = frozenset({"/tokenize", "/detokenize"})
 # On other routes `stream` can mean something other than events, such as audio as it is generated.
 _STREAMABLE = _GENERATION | {"/v1/images/generations", "/v1/images/edits"}
 
@@ -67,12 +65,15 @@ class OpenAiAdapter(DialectAdapter):
         self._ident = ident.decode()
         self._replace_model = replace_model
         self._added_usage = False
-        self._added_stream = False
-        self._opened = False
 
     @override
     def prompt_tokens(self) -> int:
         return tokens.estimate(self._body) if self.path in _GENERATION else 0
+
+    @override
+    def input_tokens(self) -> int:
+        is_json = self._replace_model is with_model
+        return tokens.estimate(self._body) if is_json and self.path not in _NOT_COUNTED else 0
 
     @override
     def engine_body(
@@ -94,39 +95,47 @@ class OpenAiAdapter(DialectAdapter):
             self._added_usage = True
             body = with_usage(body)
         elif not self.stream and not traits.cancels_unstreamed:
-            self._added_stream = True
             body = as_stream(body)
         return body
 
+    @property
     @override
-    def response(self, status: int, *, streamed: bool) -> EngineResponse:
-        if status >= 400:
-            return EngineError(status, self._error_body, openai_error)
-        if self.path not in _GENERATION:
+    def generates(self) -> bool:
+        return self.path in _GENERATION
+
+    @override
+    def response(self, body_format: Format) -> EngineResponse:
+        if body_format is Format.OTHER:
             return PassthroughBody()
-        if not streamed:
-            return RepairedBody(self._repair_body)
-        if self._added_stream:
-            assembler = StreamAggregator(response_id=self._ident, model=self.name)
-            return AggregatedResponse(
-                assembler, lambda body: self._repair_body(body)[0], openai_error
-            )
-        return PassthroughStream(self._stream_repair(), opened=self._opened)
+        choices = self._fields.choices
+        if self.stream:
+            stream = PassthroughStream(self._stream_repair(), choices)
+            return stream if body_format is Format.EVENTS else StreamedBody(stream)
+        repairs: Counter[str] = Counter()
 
-    def _repair_body(self, body: bytes) -> tuple[bytes, Counter[str]]:
-        repaired, repairs = repair_completion(body, self._ident)
-        return ModelNameRewriter(self.name)(repaired), repairs
+        def convert(body: bytes) -> bytes:
+            check_completion(body)
+            repaired, found = repair_completion(body, self._ident)
+            repairs.update(found)
+            return ModelNameRewriter(self.name)(repaired)
 
-    def _error_body(self, status: int, body: bytes) -> tuple[int, bytes]:
-        if status == _UNAUTHORIZED:
-            return openai_error(error_from_response(status, body))
+        if body_format is Format.JSON:
+            return BufferedResponse(convert, repairs)
+        aggregator = StreamAggregator(response_id=self._ident, model=self.name)
+        return AggregatedResponse(aggregator, choices, convert, repairs)
+
+    @override
+    def engine_error(self, rejection: Rejection) -> tuple[int, bytes]:
+        status = rejection.status
+        if status in _OUR_KEY and rejection.fault is not Fault.CLIENT:
+            return openai_error(rejection.error)
         if status in _NO_SUCH_ROUTE and self.path != CHAT:
             missing = NotSupported(
                 f"the engine behind {self.name!r} has no {self.path}",
                 hints=["GET /v1/models lists other models"],
             )
             return openai_error(missing)
-        return engine_error_response(status, body)
+        return engine_error_response(status, rejection.body)
 
     def _stream_repair(self) -> StreamRepair:
         body = self._body
@@ -148,7 +157,6 @@ class OpenAiAdapter(DialectAdapter):
 
     @override
     def keep_alive(self, comment: bytes) -> bytes:
-        self._opened = True
         return b": " + comment + b"\n\n"
 
     @override

@@ -30,12 +30,19 @@ class BodyFields(msgspec.Struct, frozen=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_cache_key: msgspec.Raw = msgspec.Raw()
+    n: msgspec.Raw = msgspec.Raw()
 
     @property
     def name(self) -> str:
         """The model's name."""
         assert isinstance(self.model, str)
         return self.model
+
+    @property
+    def choices(self) -> int:
+        """Number of choices asked for; what is not a number is left to the engine."""
+        n = bytes(self.n)
+        return max(1, int(n)) if n.isdigit() and len(n) < 4 else 1
 
     @property
     def wants_usage(self) -> bool:

@@ -12,17 +12,14 @@ from cortex_common.errors import CortexError
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_server.dialects import tokens
 from cortex_server.dialects.chat import TranslatedRequest
-from cortex_server.dialects.engine_errors import error_from_response
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.writer import StreamWriter
-from cortex_server.proxy.adapters.base import CHAT, DialectAdapter, apply_model_config
+from cortex_server.proxy.adapters.base import DialectAdapter, apply_model_config
 from cortex_server.proxy.response.base import EngineResponse
-from cortex_server.proxy.response.body import (
-    AggregatedResponse,
-    BufferedResponse,
-    EngineError,
-)
-from cortex_server.proxy.response.stream import TranslatedStream
+from cortex_server.proxy.response.body import AggregatedResponse, BufferedResponse
+from cortex_server.proxy.response.first_bytes import Format
+from cortex_server.proxy.response.stream import StreamedBody, TranslatedStream
+from cortex_server.proxy.response.verdict import CHAT, Rejection
 
 
 class TranslatingAdapter(DialectAdapter, ABC):
@@ -58,6 +55,10 @@ class TranslatingAdapter(DialectAdapter, ABC):
         return tokens.estimate(self._translate(self.name, OPENAI, stream=self.stream).body)
 
     @override
+    def input_tokens(self) -> int:
+        return self.prompt_tokens()
+
+    @override
     def engine_body(
         self,
         model: str,
@@ -71,23 +72,27 @@ class TranslatingAdapter(DialectAdapter, ABC):
         self.dropped = translated.dropped
         return apply_model_config(translated.body, model_config, context)
 
+    @property
     @override
-    def response(self, status: int, *, streamed: bool) -> EngineResponse:
+    def generates(self) -> bool:
+        return True
+
+    @override
+    def response(self, body_format: Format) -> EngineResponse:
         translated = self._translated
         assert translated is not None
-        if status >= 400:
-            return EngineError(status, self._error_body, self.error_response)
-        if streamed and self.stream:
-            return TranslatedStream(self._open_stream(), self.error_response)
-        if streamed:
-            assembler = StreamAggregator(response_id=self._ident.decode())
-            return AggregatedResponse(
-                assembler, self._translate_body(translated), self.error_response
-            )
-        return BufferedResponse(self._translate_body(translated), self.error_response)
+        if self.stream:
+            stream = TranslatedStream(self._open_stream())
+            return stream if body_format is Format.EVENTS else StreamedBody(stream)
+        convert = self._translate_body(translated)
+        if body_format is Format.JSON:
+            return BufferedResponse(convert)
+        aggregator = StreamAggregator(response_id=self._ident.decode())
+        return AggregatedResponse(aggregator, 1, convert)
 
-    def _error_body(self, status: int, body: bytes) -> tuple[int, bytes]:
-        return self.error_response(error_from_response(status, body))
+    @override
+    def engine_error(self, rejection: Rejection) -> tuple[int, bytes]:
+        return self.error_response(rejection.error)
 
     @override
     def error_event(self, error: CortexError) -> bytes:
@@ -104,7 +109,8 @@ class TranslatingAdapter(DialectAdapter, ABC):
 
     def _open_stream(self) -> StreamWriter:
         """Return the client's stream; it can open before an engine is chosen, because call ids do not depend on one."""
-        if self._client_stream is None:
+        stream = self._client_stream
+        if stream is None or (stream.error is not None and not stream.started):
             translated = self._translated or self._translate(self.name, OPENAI, stream=True)
-            self._client_stream = self._stream(translated)
-        return self._client_stream
+            stream = self._client_stream = self._stream(translated)
+        return stream

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
 from typing import ClassVar
 
 from cortex_common.errors import CortexError
@@ -22,26 +21,26 @@ STREAM_HEAD = (
     b"x-accel-buffering: no\r\n"
 )
 
-ErrorResponse = Callable[[CortexError], tuple[int, bytes]]
-"""Returns an error as HTTP status and JSON body of a dialect."""
+NO_REPAIRS: Counter[str] = Counter()
 
 
 class EngineResponse(ABC):
     """Converts the engine's body piece by piece.
 
     Attributes:
-        forwards_head: Whether the engine's head is forwarded to the client immediately.
-        head: Header lines for the client when the body starts before the engine's response is complete.
-        status: HTTP status for the client, once `end` or `fail` has been called. When a head has been sent already, the
-            status that it should have had.
-        error: Code of what went wrong inside the response.
+        forwards_head: Whether the client gets the engine's status and headers.
+        head: Header lines for the client, unless it gets the engine's.
+        shares_stream: Whether it writes to the client's stream, so that after keep-alive comments no other response
+            can take its place.
+        failure: What went wrong in the response, once it did. As long as nothing of the response has been sent, the
+            client gets a plain error instead of its output.
     """
 
     forwards_head: ClassVar[bool] = False
     head: ClassVar[bytes] = STREAM_HEAD
+    shares_stream: ClassVar[bool] = False
 
-    status = 200
-    error: str | None = None
+    failure: CortexError | None = None
 
     @property
     def usage(self) -> Usage | None:
@@ -50,8 +49,13 @@ class EngineResponse(ABC):
 
     @property
     def events(self) -> int:
-        """Number of stream events so far, about one per token; 0 for a response that arrives whole."""
+        """Number of events of the engine's stream so far, about one per token; 0 if its response arrives whole."""
         return 0
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the client gets the response as it is generated."""
+        return False
 
     @property
     def repairs(self) -> Counter[str]:
@@ -60,7 +64,7 @@ class EngineResponse(ABC):
 
     @property
     def lingering(self) -> bool:
-        """Whether the finish reason has arrived but not the end of the stream: usage may still follow."""
+        """Whether the response is complete but the engine's stream has not ended: only usage can still follow."""
         return False
 
     @property
@@ -68,15 +72,10 @@ class EngineResponse(ABC):
         """Whether the client has got the end, although the engine may not have closed its stream yet."""
         return False
 
-    def token_counts(self) -> tuple[int, int, int]:
-        """Return prompt tokens, completion tokens, and prompt tokens from the engine's cache.
-
-        When the engine reports no usage, each event of the stream counts as one completion token.
-        """
-        usage = self.usage
-        if usage is None:
-            return 0, self.events, 0
-        return usage.bounded_counts
+    @property
+    def output_tokens(self) -> int:
+        """Estimate of the completion tokens so far, for engines that report no usage."""
+        return self.events
 
     @property
     def repair(self) -> StreamRepair | None:
@@ -85,7 +84,11 @@ class EngineResponse(ABC):
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
-        """Return what the client gets for a piece of the engine's body."""
+        """Return what the client gets for a piece of the engine's body.
+
+        Raises:
+            CortexError: The response can't be used.
+        """
 
     @abstractmethod
     def end(self) -> bytes:
@@ -93,7 +96,7 @@ class EngineResponse(ABC):
 
     @abstractmethod
     def fail(self, error: CortexError) -> bytes | None:
-        """Return how a broken-off response ends; None when only a closed connection can say so."""
+        """Return how a response ends that was broken off; None when only a closed connection can say so.
 
-
-NO_REPAIRS: Counter[str] = Counter()
+        Called only once something of the response has been sent.
+        """

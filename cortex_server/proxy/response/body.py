@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
 from typing_extensions import override
 
-from cortex_common.errors import CortexError, envelope_bytes
+from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.engine_errors import error_from_response
+from cortex_server.dialects.engine_errors import error_from_event, error_from_response
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.usage_scan import UsageScanner
-from cortex_server.proxy.response.base import JSON_HEAD, NO_REPAIRS, EngineResponse, ErrorResponse
+from cortex_server.proxy.response.base import JSON_HEAD, NO_REPAIRS, EngineResponse
+from cortex_server.proxy.response.completion import output_size, read_usage
 
-_MAX_BUFFERED = 1 << 20
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of an engine's body that are kept at most; the longest answers, with logprobs, have a tenth of it."""
+
+_MAX_ERROR_BODY = 1024 * 1024
+
+_BYTES_PER_TOKEN = 4
 
 
 class PassthroughBody(EngineResponse):
-    """A response other than a chat, forwarded as it arrives; usage is read at its end."""
+    """A response other than a completion, forwarded as it arrives; usage is read at its end."""
 
     forwards_head = True
 
@@ -44,25 +49,50 @@ class PassthroughBody(EngineResponse):
 
     def fail(self, error: CortexError) -> None:
         """Return None: half a document can't be repaired, so the connection is closed."""
-        self.error = error.code
 
 
-class RepairedBody(EngineResponse):
-    """A whole chat response for a client of OpenAI's dialect; one that is very large is forwarded as it is.
+class Buffer:
+    """Collects the pieces of a body, up to a limit."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep a piece.
+
+        Raises:
+            UpstreamFailed: The body is too large.
+        """
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            raise UpstreamFailed(f"the engine's answer is larger than {MAX_BODY >> 20} MiB")
+        self._pieces.append(data)
+
+    def take(self) -> bytes:
+        """Return the whole body."""
+        body, self._pieces = b"".join(self._pieces), []
+        return body
+
+
+class BufferedResponse(EngineResponse):
+    """A whole response that is converted in one piece once it is complete.
 
     Args:
-        repair_body: Returns the repaired body and the repairs.
+        convert: Returns the client's body for the engine's, or raises CortexError.
+        repairs: Counts what `convert` repairs.
     """
 
     head = JSON_HEAD
 
-    def __init__(self, repair_body: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
-        self._repair_body = repair_body
-        self._buffered: list[bytes] | None = []
-        self._ends = UsageScanner()
-        self._size = 0
+    def __init__(
+        self, convert: Callable[[bytes], bytes], repairs: Counter[str] = NO_REPAIRS
+    ) -> None:
+        self._convert = convert
+        self._repairs = repairs
+        self._buffer = Buffer()
         self._usage: Usage | None = None
-        self._repairs = NO_REPAIRS
+        self._output_tokens = 0
 
     @property
     @override
@@ -74,186 +104,125 @@ class RepairedBody(EngineResponse):
     def repairs(self) -> Counter[str]:
         return self._repairs
 
+    @property
+    @override
+    def output_tokens(self) -> int:
+        return self._output_tokens
+
     def feed(self, data: bytes) -> bytes:
-        """Buffer the piece, up to a limit."""
-        if self._buffered is None:
-            self._ends.feed(data)
-            return data
-        self._buffered.append(data)
-        self._size += len(data)
-        if self._size <= _MAX_BUFFERED:
-            return b""
-        body, self._buffered = b"".join(self._buffered), None
-        self._ends.feed(body)
-        return body
+        """Keep the piece."""
+        self._buffer.add(data)
+        return b""
 
     @override
     def end(self) -> bytes:
-        if self._buffered is None:
-            self._usage = self._ends.usage()
-            return b""
-        body, self._repairs = self._repair_body(b"".join(self._buffered))
+        return self._converted(self._buffer.take())
+
+    def fail(self, error: CortexError) -> None:
+        """Return None: it is sent in one piece, or not at all."""
+
+    def _converted(self, body: bytes) -> bytes:
         self._usage = read_usage(body)
-        return body
-
-    def fail(self, error: CortexError) -> bytes | None:
-        """Return a plain error as long as nothing has been forwarded."""
-        self.error = error.code
-        if self._buffered is None:
-            return None
-        self.status = error.status
-        return envelope_bytes(error)
+        if self._usage is None:
+            self._output_tokens = -(-output_size(body) // _BYTES_PER_TOKEN)
+        try:
+            return self._convert(body)
+        except CortexError as failed:
+            self.failure = failed
+            return b""
 
 
-class EngineError(EngineResponse):
-    """A response of status 400 or more, in the client's dialect.
+class AggregatedResponse(BufferedResponse):
+    """A stream that is put together to the whole response that the client asked for.
 
     Args:
-        status: Status of the engine.
-        translate: Returns status and body for the client.
-        error_response: Returns one of cortex's errors in the client's dialect.
+        aggregator: Puts it together.
+        choices: Number of choices that were asked for.
+        convert: See `BufferedResponse`.
+        repairs: See `BufferedResponse`.
     """
 
     def __init__(
         self,
-        status: int,
-        translate: Callable[[int, bytes], tuple[int, bytes]],
-        error_response: ErrorResponse,
+        aggregator: StreamAggregator,
+        choices: int,
+        convert: Callable[[bytes], bytes],
+        repairs: Counter[str] = NO_REPAIRS,
     ) -> None:
-        self.status = status
-        self.error = f"engine_{status}"
-        self._translate = translate
-        self._error_response = error_response
-        self._body = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Keep the beginning of the body."""
-        self._body = (self._body + data)[:_MAX_BUFFERED]
-        return b""
-
-    @override
-    def end(self) -> bytes:
-        self.status, body = self._translate(self.status, self._body)
-        return body
-
-    @override
-    def fail(self, error: CortexError) -> bytes:
-        self.error = error.code
-        self.status, body = self._error_response(error)
-        return body
-
-
-class LateError(EngineResponse):
-    """A response that is not a stream although the client's stream has begun: reported as an error event.
-
-    Args:
-        status: Status of the engine.
-        error_event: Returns an error as an event of the client's stream.
-    """
-
-    def __init__(self, status: int, error_event: Callable[[CortexError], bytes]) -> None:
-        self.error = f"engine_{status}"
-        self._status = status
-        self._error_event = error_event
-        self._body = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Keep the beginning of the body."""
-        self._body = (self._body + data)[:_MAX_BUFFERED]
-        return b""
-
-    @override
-    def end(self) -> bytes:
-        error = error_from_response(max(400, self._status), self._body)
-        self.status = error.status
-        return self._error_event(error)
-
-    @override
-    def fail(self, error: CortexError) -> bytes:
-        self.error = error.code
-        return self._error_event(error)
-
-
-class _Counted(msgspec.Struct):
-    usage: Usage | None = None
-
-
-_decode_counted = msgspec.json.Decoder(_Counted).decode
-
-
-def read_usage(body: bytes) -> Usage | None:
-    """Return the usage of a whole response; None when it has none, or the body is not JSON."""
-    try:
-        return _decode_counted(body).usage
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-class BufferedResponse(EngineResponse):
-    """A whole response that is collected and translated in one piece.
-
-    Args:
-        translate: Returns the client's body for the engine's; a CortexError that it raises is reported instead.
-        error_response: Returns an error in the client's dialect.
-    """
-
-    def __init__(self, translate: Callable[[bytes], bytes], error_response: ErrorResponse) -> None:
-        self._translate = translate
-        self._error_response = error_response
-        self._pieces: list[bytes] = []
-        self._usage: Usage | None = None
+        super().__init__(convert, repairs)
+        self._aggregator = aggregator
+        self._choices = choices
+        self._size = 0
 
     @property
     @override
     def usage(self) -> Usage | None:
-        return self._usage
+        return self._usage or self._aggregator.usage
 
-    def feed(self, data: bytes) -> bytes:
-        """Keep the piece."""
-        self._pieces.append(data)
-        return b""
-
+    @property
     @override
-    def end(self) -> bytes:
-        return self._translated(b"".join(self._pieces))
+    def events(self) -> int:
+        return self._aggregator.events
 
-    def fail(self, error: CortexError) -> bytes:
-        """Return a plain error: nothing has been sent yet."""
-        return self._failed(error)
+    @property
+    @override
+    def output_tokens(self) -> int:
+        return self._aggregator.events
 
-    def _translated(self, body: bytes) -> bytes:
-        self._usage = read_usage(body)
-        try:
-            return self._translate(body)
-        except CortexError as failed:
-            return self._failed(failed)
-
-    def _failed(self, error: CortexError) -> bytes:
-        self.error = error.code
-        self.status, body = self._error_response(error)
-        return body
-
-
-class AggregatedResponse(BufferedResponse):
-    """A stream that was requested only so that the engine can be cancelled, put together to a whole response."""
-
-    def __init__(
-        self,
-        assembler: StreamAggregator,
-        translate: Callable[[bytes], bytes],
-        error_response: ErrorResponse,
-    ) -> None:
-        super().__init__(translate, error_response)
-        self._assembler = assembler
+    @property
+    @override
+    def lingering(self) -> bool:
+        return self._aggregator.is_finished(self._choices)
 
     @override
     def feed(self, data: bytes) -> bytes:
-        self._assembler.feed(data)
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            raise UpstreamFailed(f"the engine's stream is larger than {MAX_BODY >> 20} MiB")
+        self._aggregator.feed(data)
         return b""
 
     @override
     def end(self) -> bytes:
         try:
-            return self._translated(self._assembler.end())
+            body = self._aggregator.end()
         except CortexError as failed:
-            return self._failed(failed)
+            self.failure = failed
+            return b""
+        return self._converted(body)
+
+
+class ErrorBody(EngineResponse):
+    """The body of an error: of a response of status 400 or more, or in one of status 200.
+
+    Args:
+        status: Status of the engine.
+        retry_after: Seconds that the engine asks to wait.
+
+    Attributes:
+        body: The beginning of the body.
+    """
+
+    head = JSON_HEAD
+
+    def __init__(self, status: int, retry_after: float | None = None) -> None:
+        self.body = b""
+        self._status = status
+        self._retry_after = retry_after
+
+    def feed(self, data: bytes) -> bytes:
+        """Keep the beginning of the body."""
+        if len(self.body) < _MAX_ERROR_BODY:
+            self.body += data[: _MAX_ERROR_BODY - len(self.body)]
+        return b""
+
+    @override
+    def end(self) -> bytes:
+        if self._status < 400:
+            self.failure = error_from_event(self.body)
+        else:
+            self.failure = error_from_response(self._status, self.body, self._retry_after)
+        return b""
+
+    def fail(self, error: CortexError) -> None:
+        """Return None: nothing of it is ever sent."""

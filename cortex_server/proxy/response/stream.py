@@ -1,4 +1,4 @@
-"""Streams of engines, for clients that asked for a stream."""
+"""Responses that the client gets as a stream."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from collections import Counter
 
 from typing_extensions import override
 
-from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
+from cortex_common.errors import CortexError
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.openai_errors import encode_engine_error
 from cortex_server.dialects.stream.repair import StreamRepair
+from cortex_server.dialects.stream.split import completion_events
 from cortex_server.dialects.stream.writer import StreamWriter
-from cortex_server.proxy.response.base import NO_REPAIRS, EngineResponse, ErrorResponse
+from cortex_server.proxy.response.base import NO_REPAIRS, EngineResponse
+from cortex_server.proxy.response.body import Buffer
+from cortex_server.proxy.response.completion import check_completion
 
 
 class PassthroughStream(EngineResponse):
     """A stream in OpenAI's dialect for a client of that dialect: clean bytes are forwarded, others repaired.
 
-    An error before the first chunk becomes a plain error response: mistral.rs reports a prompt that is too long that
-    way.
-
     Args:
         repair: Repairs the stream.
-        opened: Whether the client's stream has begun with keep-alive comments.
+        choices: Number of choices that were asked for.
     """
 
-    def __init__(self, repair: StreamRepair, *, opened: bool = False) -> None:
+    def __init__(self, repair: StreamRepair, choices: int = 1) -> None:
         self._repair = repair
-        self._opened = opened
+        self._choices = choices
 
     @property
     @override
@@ -46,8 +45,19 @@ class PassthroughStream(EngineResponse):
 
     @property
     @override
+    def is_streamed(self) -> bool:
+        return bool(self._repair.events)
+
+    @property
+    @override
     def repairs(self) -> Counter[str]:
         return self._repair.repairs
+
+    @property
+    @override
+    def lingering(self) -> bool:
+        repair = self._repair
+        return repair.ended or len(repair.finish_reasons) >= self._choices
 
     @property
     @override
@@ -56,13 +66,7 @@ class PassthroughStream(EngineResponse):
 
     @override
     def feed(self, data: bytes) -> bytes:
-        output = self._repair.feed(data)
-        if self._repair.events or self._opened:
-            return output
-        if self._repair.error is not None:
-            return b""
-        self._opened = bool(output)  # with a comment of the engine's
-        return output
+        return self._repair.feed(data)
 
     @override
     def end(self) -> bytes:
@@ -73,28 +77,21 @@ class PassthroughStream(EngineResponse):
         return self._finish(self._repair.fail(error))
 
     def _finish(self, output: bytes) -> bytes:
-        error = self._repair.error
-        if error is None:
-            return output
-        self.error = error.code
-        if self._repair.events:
-            return output
-        self.status = error.status
-        if self._opened:
-            return output
-        return (
-            envelope_bytes(error)
-            if isinstance(error, UpstreamFailed)
-            else encode_engine_error(error)
-        )
+        self.failure = self._repair.error
+        return output
 
 
 class TranslatedStream(EngineResponse):
-    """A stream in another dialect; an error before its first event becomes a plain error response."""
+    """A stream in another dialect.
 
-    def __init__(self, stream: StreamWriter, error_response: ErrorResponse) -> None:
+    Args:
+        stream: Writes it.
+    """
+
+    shares_stream = True
+
+    def __init__(self, stream: StreamWriter) -> None:
         self._stream = stream
-        self._error_response = error_response
         self._events = 0
 
     @property
@@ -105,7 +102,7 @@ class TranslatedStream(EngineResponse):
     @property
     @override
     def lingering(self) -> bool:
-        return self._stream.lingering
+        return self._stream.lingering or self._stream.complete or self._stream.error is not None
 
     @property
     @override
@@ -116,6 +113,11 @@ class TranslatedStream(EngineResponse):
     @override
     def events(self) -> int:
         return self._events
+
+    @property
+    @override
+    def is_streamed(self) -> bool:
+        return bool(self._events)
 
     @property
     @override
@@ -141,11 +143,52 @@ class TranslatedStream(EngineResponse):
         return self._finish(self._stream.fail(error))
 
     def _finish(self, output: bytes) -> bytes:
-        error = self._stream.error
-        if error is None:
-            return output
-        self.error = error.code
-        if self._stream.started:
-            return output
-        self.status, body = self._error_response(error)
-        return body
+        self.failure = self._stream.error
+        return output
+
+
+class StreamedBody(EngineResponse):
+    """A whole completion for a client that asked for a stream: it gets all events at once.
+
+    Args:
+        stream: Receives the completion as the events of a stream.
+    """
+
+    def __init__(self, stream: EngineResponse) -> None:
+        self._stream = stream
+        self._buffer = Buffer()
+
+    @property
+    @override
+    def usage(self) -> Usage | None:
+        return self._stream.usage
+
+    @property
+    @override
+    def output_tokens(self) -> int:
+        return self._stream.output_tokens
+
+    @property
+    @override
+    def repairs(self) -> Counter[str]:
+        return self._stream.repairs
+
+    def feed(self, data: bytes) -> bytes:
+        """Keep the piece."""
+        self._buffer.add(data)
+        return b""
+
+    @override
+    def end(self) -> bytes:
+        body = self._buffer.take()
+        try:
+            check_completion(body)
+        except CortexError as failed:
+            self.failure = failed
+            return b""
+        output = self._stream.feed(completion_events(body)) + self._stream.end()
+        self.failure = self._stream.failure
+        return output
+
+    def fail(self, error: CortexError) -> None:
+        """Return None: nothing has been sent yet."""

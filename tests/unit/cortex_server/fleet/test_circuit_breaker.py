@@ -42,7 +42,7 @@ def test_a_failed_trial_doubles_the_delay_up_to_a_maximum():
         breaker.record_failure("x")
     pauses = []
     for _ in range(8):
-        breaker.half_open()
+        breaker.end_pause()
         assert breaker.state is BreakerState.HALF_OPEN
         pauses.append(breaker.record_failure("x"))
     assert pauses == [
@@ -55,7 +55,7 @@ def test_a_failed_trial_doubles_the_delay_up_to_a_maximum():
         OPEN_BACKOFF.max_s,
         OPEN_BACKOFF.max_s,
     ]
-    breaker.half_open()
+    breaker.end_pause()
     assert breaker.record_success()
     assert breaker.state is BreakerState.CLOSED
     assert [breaker.record_failure("x") for _ in range(FAILURE_THRESHOLD)][
@@ -74,7 +74,7 @@ def test_a_breaker_that_is_not_closed_has_a_reason(events):
         elif event == "fail":
             breaker.record_failure("engine gone")
         else:
-            breaker.half_open()
+            breaker.end_pause()
         if breaker.state is not BreakerState.CLOSED:
             assert breaker.reason == "engine gone"
 

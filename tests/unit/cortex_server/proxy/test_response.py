@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.engine import CHUNK, DONE, LAST, STREAM
 
-from cortex_common.errors import UpstreamFailed
+from cortex_common.errors import NotFound, UpstreamFailed
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI
 from cortex_server.auth.keys import Keyring
 from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
@@ -19,7 +19,10 @@ from cortex_server.proxy.adapters.openai import OpenAiAdapter
 from cortex_server.proxy.adapters.request_body import read_fields
 from cortex_server.proxy.adapters.responses import ResponsesAdapter
 from cortex_server.proxy.response.base import EngineResponse
-from cortex_server.proxy.response.body import LateError, PassthroughBody, RepairedBody, read_usage
+from cortex_server.proxy.response.body import PassthroughBody
+from cortex_server.proxy.response.completion import read_usage
+from cortex_server.proxy.response.first_bytes import Format
+from cortex_server.proxy.response.verdict import Fault, Rejection
 from cortex_server.proxy.response_store import ResponseStore
 
 _STORED = ResponseStore().of(Keyring().anonymous)
@@ -50,45 +53,38 @@ def run(answer: EngineResponse, data: bytes, places: list[int]) -> bytes:
 @given(st.lists(st.integers(0, 10_000), max_size=40))
 def test_a_clean_stream_passes_byte_for_byte_however_it_is_cut(places):
     """The same bytes, and the engine's count."""
-    answer = openai().response(200, streamed=True)
+    answer = openai().response(Format.EVENTS)
     assert run(answer, STREAM, places) == STREAM
-    assert (answer.token_counts()[:2], answer.error) == ((7, 3), None)
+    assert answer.usage is not None
+    assert (answer.usage.bounded_counts[:2], answer.failure) == ((7, 3), None)
 
 
 @given(st.integers(len(CHUNK), len(STREAM) - len(LAST + DONE) - 120))
 def test_a_stream_that_stops_early_ends_in_an_error_event(length):
     """A stream that ends before its finish reason is an error without [DONE], at any offset."""
-    answer = openai().response(200, streamed=True)
+    answer = openai().response(Format.EVENTS)
     got = run(answer, STREAM[:length], [])
     events = [e for e in got.split(b"\n\n") if e]
-    assert json.loads(events[-1].removeprefix(b"data: "))["error"]["src"] == "cortex"
-    assert answer.error == "upstream_failed"
-
-
-def test_an_error_before_the_first_chunk_is_a_plain_error():
-    """mistral.rs has said 200 before it looks at the prompt; the client still gets an HTTP error."""
-    answer = openai().response(200, streamed=True)
-    output = b'data: {"error":{"message":"prompt is too long","type":"server_error"}}\n\n' + DONE
-    body = json.loads(run(answer, output, []))
-    assert answer.status == 400
-    assert body["error"]["code"] == "context_length_exceeded"
+    assert json.loads(events[-1].strip().removeprefix(b"data: "))["error"]["src"] == "cortex"
+    assert isinstance(answer.failure, UpstreamFailed)
 
 
 def test_without_usage_a_token_is_counted_for_each_event():
     """The tokens of an engine that never reports usage are counted by events."""
-    answer = openai(usage=False).response(200, streamed=True)
+    answer = openai(usage=False).response(Format.EVENTS)
     run(answer, CHUNK % b"a" + CHUNK % b"b" + LAST + DONE, [])
-    assert answer.token_counts()[1] == 3
+    assert (answer.usage, answer.output_tokens) == (None, 3)
 
 
 @pytest.mark.parametrize("size", [10, 2_000_000])
 def test_a_whole_response_of_any_size_passes_unchanged(size):
-    """A very large body is forwarded without repair; usage is read from either."""
-    body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
-    answer = openai(stream=False).response(200, streamed=False)
-    assert isinstance(answer, RepairedBody)
+    """A response without faults is not encoded again, and its usage is read."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 2}
+    body = json.dumps({"choices": [{"message": {"content": "y" * size}}], "usage": usage})
+    answer = openai(stream=False).response(Format.JSON)
     assert run(answer, body.encode(), [1, 5, 1_500_000]) == body.encode()
-    assert answer.token_counts()[1] == 2
+    assert answer.usage is not None
+    assert answer.usage.completion == 2
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,7 @@ def test_what_is_no_chat_is_counted_too(body, counted, size):
     """Whichever names its usage has, at whichever end, and however much lies between."""
     whole, answer = body.replace("DATA", "1" * size).encode(), PassthroughBody()
     assert run(answer, whole, [1, 30, 60, len(whole) - 20]) == whole
-    assert answer.token_counts()[:2] == counted
+    assert (answer.usage.bounded_counts[:2] if answer.usage else (0, 0)) == counted
 
 
 def test_invalid_usage_breaks_no_response():
@@ -128,7 +124,8 @@ def test_counts_that_no_request_has_are_not_taken():
     answer = PassthroughBody()
     answer.feed(b'{"usage": {"prompt_tokens": 1%b, "completion_tokens": -7}}' % (b"0" * 30))
     answer.end()
-    prompt, completion, cached = answer.token_counts()
+    assert answer.usage is not None
+    prompt, completion, cached = answer.usage.bounded_counts
     assert 0 < prompt < 2**50
     assert (completion, cached) == (0, 0)
 
@@ -136,14 +133,6 @@ def test_counts_that_no_request_has_are_not_taken():
 def test_an_interrupted_passthrough_body_stays_incomplete():
     """There is no way to say in an audio file that half of it is missing."""
     assert PassthroughBody().fail(UpstreamFailed("gone")) is None
-
-
-def test_a_json_error_after_a_stream_head_becomes_an_event():
-    """The engine's words are in it."""
-    answer = LateError(400, openai().error_event)
-    assert answer.feed(b'{"error":{"message":"bad"}}') == b""
-    event = json.loads(answer.end().removeprefix(b"data: "))
-    assert event["error"]["message"] == "bad"
 
 
 @pytest.mark.parametrize(
@@ -154,36 +143,13 @@ def test_no_event_precedes_a_response_of_unknown_type(path, events):
     assert openai(path=path).stream is events
 
 
-@pytest.mark.parametrize("engine_told", [True, False])
-@pytest.mark.parametrize("engine_commented", [True, False])
-def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
-    engine_commented, engine_told
-):
-    """A client of events reads over anything else, and would take its stream for a whole one without a word."""
-    adapter = openai()
-    comment = adapter.keep_alive(b"computing the prompt")
-    if engine_commented:
-        answer = openai().response(200, streamed=True)
-        assert answer.feed(comment) == comment
-    else:
-        answer = adapter.response(200, streamed=True)
-    if engine_told:
-        said = run(answer, b'data: {"error":{"message":"gone"}}\n\n' + DONE, [])
-    else:
-        said = answer.fail(UpstreamFailed("gone")) or b""
-    assert said.startswith(b"data: ")
-    assert said.endswith(b"\n\n")
-    assert json.loads(said.removeprefix(b"data: "))["error"]["message"] == "gone"
-    assert answer.status >= 500
-
-
 def test_an_engine_that_cannot_cancel_gets_a_streamed_request():
     """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
     body = json.dumps(ASK).encode()
     adapter = OpenAiAdapter("/v1/chat/completions", body, read_fields(body), b"req-1")
     asked = json.loads(adapter.engine_body("m", None, MISTRALRS))
     assert asked == ASK | {"stream": True, "stream_options": {"include_usage": True}}
-    whole = json.loads(run(adapter.response(200, streamed=True), STREAM, [100]))
+    whole = json.loads(run(adapter.response(Format.EVENTS), STREAM, [100]))
     assert whole["object"] == "chat.completion"
     assert whole["choices"][0]["message"]["content"] == "onetwothree"
     assert whole["usage"]["completion_tokens"] == 3
@@ -193,9 +159,9 @@ def test_a_route_that_an_engine_lacks_is_a_501():
     """The engine's 404 would be taken for an unknown model."""
     body = b'{"model":"m","input":"x"}'
     adapter = OpenAiAdapter("/v1/embeddings", body, read_fields(body), b"req-1")
-    answer = adapter.response(404, streamed=False)
-    error = json.loads(run(answer, b"Not Found", []))["error"]
-    assert (answer.status, error["code"]) == (501, "not_supported")
+    found = NotFound("Not Found", details={"upstream_status": 404})
+    status, answer = adapter.engine_error(Rejection(found, Fault.FEATURE, 404, b"Not Found"))
+    assert (status, json.loads(answer)["error"]["code"]) == (501, "not_supported")
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=40))
@@ -204,7 +170,7 @@ def test_a_message_stream_is_the_same_however_it_is_cut(places):
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
     adapter = MessagesAdapter(body, b"req-1")
     adapter.engine_body("m", None, LLAMACPP)
-    output = run(adapter.response(200, streamed=True), STREAM, places)
+    output = run(adapter.response(Format.EVENTS), STREAM, places)
     assert output.startswith(b"event: message_start")
     assert output.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert b"".join(p.split(b'"')[0] for p in output.split(b'"text_delta","text":"')[1:]) == (
@@ -220,14 +186,14 @@ def test_pings_open_a_message_stream_before_an_engine_is_chosen():
     assert b"message_start" in opened
     assert b"ping" in opened
     adapter.engine_body("m", None, OPENAI)
-    assert b"message_start" not in run(adapter.response(200, streamed=True), STREAM, [])
+    assert b"message_start" not in run(adapter.response(Format.EVENTS), STREAM, [])
 
 
 def test_a_whole_response_is_translated_to_the_responses_api():
     """An output item with the text, completed."""
     adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1", _STORED)
     adapter.engine_body("m", None, MISTRALRS)
-    output = json.loads(run(adapter.response(200, streamed=True), STREAM, []))
+    output = json.loads(run(adapter.response(Format.EVENTS), STREAM, []))
     assert output["status"] == "completed"
     assert output["output"][0]["content"][0]["text"] == "onetwothree"
 
@@ -236,7 +202,7 @@ def test_tokens_are_counted_by_the_engine_or_estimated():
     """llama.cpp has the route; for others, or with nothing loaded, the estimate answers at once."""
     adapter = CountTokensAdapter(json.dumps(ASK).encode(), b"req-1")
     assert adapter.local_response(LLAMACPP) is None
-    assert json.loads(run(adapter.response(200, streamed=False), b'{"input_tokens":42}', [])) == {
+    assert json.loads(run(adapter.response(Format.JSON), b'{"input_tokens":42}', [])) == {
         "input_tokens": 42
     }
     for traits in (OPENAI, None):
