@@ -108,6 +108,7 @@ class Gateway:
         self._membership = Membership(self.fleet, self.tasks)
         self._usage_reporter = UsageReporter(self._membership.clients, clock)
         self.fleet.on_use = self._usage_reporter.record
+        self.fleet.report_use = self._usage_reporter.flush
         path = database_path(config.gateway.state_dir, os.environ)
         # Two gateways would overwrite each other's keys and usage.
         self._lock = None if path is None else lock_state_dir(path.parent, "gateway")

@@ -26,7 +26,7 @@ from neuron_server.harness.registry import HarnessRegistry, RegistryEntry
 from neuron_server.inflight import InflightCounts
 from neuron_server.instances.attached_runner import externally_loaded
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
-from neuron_server.instances.runner import RunnerHost
+from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 from neuron_server.state_store import StateDir
 

@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
+from cortex_common.clock import Clock
 from cortex_common.log import event
 from cortex_common.schema.instances import InstanceId, InstanceState
+from cortex_common.schema.usage import REPORT_EXPIRY_S, InstanceUsage
 from neuron_server.instances.registry import ManagedInstance
 from neuron_server.usage import LastUse
 
@@ -21,14 +23,17 @@ class InflightCounts:
 
     Args:
         last_use: learns of every use.
+        clock: for the age of reports.
 
     Attributes:
         relayed: requests that currently pass through this neuron's relay.
     """
 
-    def __init__(self, last_use: LastUse) -> None:
+    def __init__(self, last_use: LastUse, clock: Clock) -> None:
         self.relayed: dict[InstanceId, int] = {}
         self._last_use = last_use
+        self._clock = clock
+        self._of_gateways: dict[InstanceId, dict[str, tuple[int, float]]] = {}
         self._reported: dict[InstanceId, int] = {}
 
     def begin_relayed(self, instance: InstanceId) -> None:
@@ -45,9 +50,26 @@ class InflightCounts:
             del self.relayed[instance]
         self._last_use.record(instance)
 
+    def record_report(self, gateway: str, usage: InstanceUsage) -> None:
+        """Take a gateway's report about one of its instances, which holds for `REPORT_EXPIRY_S`."""
+        self._last_use.record(usage.instance_id, usage.idle_s)
+        gateways = self._of_gateways.setdefault(usage.instance_id, {})
+        if usage.in_flight:
+            gateways[gateway] = (usage.in_flight, self._clock.monotonic() + REPORT_EXPIRY_S)
+        else:
+            gateways.pop(gateway, None)
+
+    def forget(self, instance: InstanceId) -> None:
+        """Forget an instance that is gone."""
+        self._of_gateways.pop(instance, None)
+        self._last_use.forget(instance)
+
     def count(self, instance: InstanceId) -> int:
-        """Return the requests in flight: relayed ones, or the engine's last report if that is higher."""
-        return max(self.relayed.get(instance, 0), self._reported.get(instance, 0))
+        """Return the requests in flight: the highest count of the relay, the gateways and the engine."""
+        now = self._clock.monotonic()
+        reports = self._of_gateways.get(instance, {}).values()
+        of_gateways = sum(count for count, expires in reports if expires > now)
+        return max(self.relayed.get(instance, 0), self._reported.get(instance, 0), of_gateways)
 
     async def refresh(self, managed: ManagedInstance) -> int:
         """Query the engine, then return `count`; an engine that reports nothing, or nonsense, counts as idle."""

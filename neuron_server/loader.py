@@ -12,8 +12,8 @@ from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import HarnessRegistry, RegistryEntry
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
-from neuron_server.instances.runner import RunnerHost
 from neuron_server.instances.runner_factory import create_runner
+from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance
 from neuron_server.ledger import Reservation
 from neuron_server.memory_accounting import MemoryAccounting

@@ -57,7 +57,7 @@ from neuron_server.process.supervisor import Supervisor
 from neuron_server.recovery import adopt_engines, engine_record, recorded_leaders
 from neuron_server.state_store import PastLoad, StateDir
 from neuron_server.unloader import Unloader
-from neuron_server.usage import LastUse
+from neuron_server.usage import FailureStreak, FailureStreaks, LastUse
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ class Runtime:
         self.events = EventLog(clock, self.changes)
         self.tasks = BackgroundTasks(clock, self.changes.increment)
         self.last_use = LastUse(clock)
-        self.inflight = InflightCounts(self.last_use)
+        self.inflight = InflightCounts(self.last_use, clock)
+        self._failure_streaks = FailureStreaks()
         self.directives = NodeDirectives(state, self.events, clock)
         self.instances = InstanceRegistry()
         self._state = state
@@ -311,7 +312,11 @@ class Runtime:
 
     def record_usage(self, report: UsageReport) -> None:
         """Take a gateway's report about the use of instances."""
-        self.last_use.record_reports(report.instances, {i.id for i in self.instances.snapshots})
+        existing = {instance.id for instance in self.instances.snapshots}
+        for usage in report.instances:
+            if usage.instance_id in existing:
+                self.inflight.record_report(report.gateway, usage)
+                self._failure_streaks.record(usage)
 
     def engine_log(self, instance: Instance) -> EngineLog:
         """Return the log of an instance's engine."""
@@ -424,11 +429,24 @@ class Runtime:
             managed.instance = self._memory.with_measurements(managed.instance)
         self.changes.increment()
 
+    async def requests_in_flight(self, instance: InstanceId) -> int:
+        """Return the requests in flight of an instance, as far as anyone reports them."""
+        return await self.inflight.refresh(self.instances[instance])
+
+    def failure_streak(self, instance: InstanceId) -> FailureStreak:
+        """Return the requests that an instance has failed since it last answered one."""
+        return self._failure_streaks.get(instance)
+
+    def forget_failures(self, instance: InstanceId) -> None:
+        """Start counting the failed requests of an instance again."""
+        self._failure_streaks.forget(instance)
+
     # -- internals ---------------------------------------------------------------------------
 
     def _remove(self, instance: InstanceId) -> None:
         self.instances.remove(instance)
-        self.last_use.forget(instance)
+        self.inflight.forget(instance)
+        self._failure_streaks.forget(instance)
         self._state.remove_record(instance)
         self._state.log(instance).remove()
 

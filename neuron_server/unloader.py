@@ -15,7 +15,7 @@ from cortex_common.errors import InstanceBusy
 from cortex_common.schema.instances import InstanceState
 from neuron_server.inflight import InflightCounts
 from neuron_server.instances.registry import ManagedInstance, Stop
-from neuron_server.instances.runner import RunnerHost
+from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 
 _IDLE_POLL_S = 0.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from cortex_common.clock import Clock
 from cortex_common.schema.instances import InstanceId
@@ -25,14 +25,6 @@ class LastUse:
         at = self._clock.monotonic() - idle_s
         self._used_at[instance] = max(at, self._used_at.get(instance, at))
 
-    def record_reports(
-        self, reports: Iterable[InstanceUsage], existing: Collection[InstanceId]
-    ) -> None:
-        """Note the use of the existing instances in a gateway's report."""
-        for report in reports:
-            if report.instance_id in existing:
-                self.record(report.instance_id, report.idle_s)
-
     def idle_s(self, instance: InstanceId) -> float | None:
         """Return the seconds since an instance was last used; None if it is not known."""
         at = self._used_at.get(instance)
@@ -51,3 +43,37 @@ class LastUse:
     def forget(self, instance: InstanceId) -> None:
         """Forget an instance that is gone."""
         self._used_at.pop(instance, None)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureStreak:
+    """Requests that an instance has failed since it last answered one.
+
+    Attributes:
+        failed: number of them, over all gateways.
+        reason: why the last one failed.
+    """
+
+    failed: int = 0
+    reason: str = ""
+
+
+class FailureStreaks:
+    """The current streak of each instance."""
+
+    def __init__(self) -> None:
+        self._by_instance: dict[InstanceId, FailureStreak] = {}
+
+    def record(self, usage: InstanceUsage) -> None:
+        """Take a gateway's report."""
+        known = self.get(usage.instance_id)
+        failed = usage.failed_in_row if usage.succeeded else known.failed + usage.failed
+        self._by_instance[usage.instance_id] = FailureStreak(failed, usage.reason)
+
+    def get(self, instance: InstanceId) -> FailureStreak:
+        """Return the streak of an instance."""
+        return self._by_instance.get(instance, FailureStreak())
+
+    def forget(self, instance: InstanceId) -> None:
+        """Start over, because the instance is gone, or its engine was found well or was restarted."""
+        self._by_instance.pop(instance, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common import __version__
@@ -68,6 +68,7 @@ class Fleet:
 
     Attributes:
         on_use: called with an endpoint when a request on it begins or ends.
+        report_use: reports to a node how its instances are used; see `UsageReporter.flush`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Fleet:
         self.metrics = metrics
         self.started_at = clock.unix()
         self.on_use: Callable[[Endpoint], None] = lambda _endpoint: None
+        self.report_use: Callable[[str], Awaitable[None]] = _report_nothing
         self._endpoints = RoutingTable(clock, metrics)
         self._endpoints.use_nodes(self._nodes)
         self._views: dict[str, NodeView] = {}
@@ -429,6 +431,10 @@ class Fleet:
         self.aliases.pending_nodes = self._pending_nodes
         for listener in self._listeners:
             listener()
+
+
+async def _report_nothing(_node: str) -> None:
+    pass
 
 
 def _twin_reason(name: str) -> str:

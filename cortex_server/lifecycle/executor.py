@@ -232,6 +232,7 @@ class Executor:
             model_id=view.model, instance_id=view.id, drain_seconds=drain_s, force=force
         )
         try:
+            await self._fleet.report_use(view.node)
             await self.client(view.node).unload(request)
         except Exception as error:
             if not isinstance(error, CortexError) or error.status != 404:

@@ -30,8 +30,8 @@ LABELS = {
     "code": "[error code](errors.md), or `engine_` and the HTTP status of an engine's error",
     "side": "whose fault the error is: `client`, `engine` or `cortex`",
     "kind": "of a repair, what was repaired, such as `missing_usage`; of an engine failure `crash`, `out_of_memory`, "
-    "`killed`, `hung` or the [error code](errors.md) of the failed load; of memory `used`, `free`, `reserved`, "
-    "`other`, `headroom` or `available`",
+    "`killed`, `hung`, `failing` or the [error code](errors.md) of the failed load; of memory `used`, `free`, "
+    "`reserved`, `other`, `headroom` or `available`",
     "harness": "kind of engine",
     "outcome": "of a load `ready` or `failed`; of a drain `idle` (completed) or `busy` (timed out); of a restart "
     "`restarted`, `kept` (another gateway had it done), `busy` or `failed`",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import httpx
@@ -27,6 +28,12 @@ def gpu_count(devices: Sequence[Device]) -> int:
     """Return the number of GPUs among some devices."""
     return sum(device.kind is DeviceKind.CUDA for device in devices)
 
+
+_CHAT = "/v1/chat/completions"
+_COMPLETIONS = "/v1/completions"
+_SERVER_ERROR = 500
+_TOKEN_TIMEOUT_S = 60.0
+"""A busy engine answers once a slot is free; one that takes longer than this for a token is of no use."""
 
 _TIMEOUT = httpx.Timeout(5.0, connect=1.0)
 
@@ -52,6 +59,35 @@ async def get(http: httpx.AsyncClient, url: str) -> httpx.Response | None:
         return await http.get(url)
     except httpx.HTTPError:
         return None
+
+
+async def answers_token_request(
+    http: httpx.AsyncClient, url: str, model: str, routes: Collection[str]
+) -> bool:
+    """Request one token; return whether the engine answers in time, and not with an error of its own.
+
+    Args:
+        http: the client for probes.
+        url: base URL of the engine.
+        model: the name that the engine expects.
+        routes: its routes, see `supports_token_request`.
+    """
+    body: dict[str, object] = {"model": model, "max_tokens": 1}
+    if _CHAT in routes:
+        route, body["messages"] = _CHAT, [{"role": "user", "content": "hi"}]
+    else:
+        route, body["prompt"] = _COMPLETIONS, "hi"
+    try:
+        async with asyncio.timeout(_TOKEN_TIMEOUT_S):
+            response = await http.post(url + route, json=body, timeout=_TOKEN_TIMEOUT_S)
+    except (httpx.HTTPError, TimeoutError):
+        return False
+    return response.status_code < _SERVER_ERROR
+
+
+def supports_token_request(routes: Collection[str]) -> bool:
+    """Return whether an engine with these routes can be asked for a token."""
+    return _CHAT in routes or _COMPLETIONS in routes
 
 
 async def get_json(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:

@@ -6,8 +6,9 @@ docs/guides/add-a-harness.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 
@@ -20,8 +21,12 @@ from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 from neuron_server.harness.llamacpp import LlamaCppHarness
 from neuron_server.harness.mistralrs import MistralrsHarness
+from neuron_server.harness.probe import answers_token_request, supports_token_request
 
 Builder = Callable[[HarnessEntry, httpx.AsyncClient], Harness]
+
+TokenProbe = Callable[[str, str], Awaitable[bool]]
+"""Asks the engine at a URL for a token of a model; returns whether it answered. See `probe.answers_token_request`."""
 
 KINDS: Mapping[str, Builder] = {
     "embedded": EmbeddedHarness,
@@ -34,10 +39,17 @@ KINDS: Mapping[str, Builder] = {
 
 @dataclass(frozen=True, slots=True)
 class RegistryEntry:
-    """A harness with its settings."""
+    """A harness with its settings.
+
+    Attributes:
+        harness: the harness.
+        settings: its settings.
+        probe_token: asks one of its engines for a token; None if they can't be asked, or must not be.
+    """
 
     harness: Harness
     settings: HarnessEntry
+    probe_token: TokenProbe | None = None
 
 
 class HarnessRegistry:
@@ -127,4 +139,9 @@ def _build(
             f"harness {entry.name!r}: there is no kind {kind!r}",
             hints=(f"set kind to one of {', '.join(kinds)}",),
         )
-    return RegistryEntry(kinds[kind](entry, http), entry)
+    harness = kinds[kind](entry, http)
+    routes = harness.capabilities.routes
+    probe: TokenProbe | None = None
+    if entry.token_probe and supports_token_request(routes):
+        probe = partial(answers_token_request, http, routes=routes)
+    return RegistryEntry(harness, entry, probe)

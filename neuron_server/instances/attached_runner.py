@@ -11,7 +11,7 @@ from cortex_common.clock import Clock
 from cortex_common.errors import CortexError
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 from neuron_server.harness.base import AttachedHarness
-from neuron_server.instances.runner import RunnerHost
+from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.exit_reason import ExitKind

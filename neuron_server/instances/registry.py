@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cortex_common.errors import ModelNotFound, Unavailable, nearest_names
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 from neuron_server.harness.registry import RegistryEntry
-from neuron_server.instances.runner import Runner
+from neuron_server.instances.runner_protocol import Runner
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.process_table import ProcessFinder
 from neuron_server.state_store import EngineRecord

@@ -8,27 +8,31 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any
 
 from cortex_common.backoff import Backoff
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import HarnessEntry
-from cortex_common.errors import CortexError, LoadFailed, UpstreamTimeout
+from cortex_common.errors import CortexError, LoadFailed
 from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server.harness.base import Probe, ProcessHarness
+from neuron_server.harness.registry import TokenProbe
+from neuron_server.instances.liveness import LivenessMonitor
+from neuron_server.instances.load_deadline import LoadDeadline
+from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import (
-    Instance,
     advance,
     load_deadline_s,
     load_progress,
     restart_delay_s,
 )
+from neuron_server.instances.witness import EngineWitness
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.exit_reason import ExitKind, ExitReason, classify
 from neuron_server.process.process_table import listening_pids, read_table
 from neuron_server.process.supervisor import Launch, Supervisor
+from neuron_server.process.tcp_progress import has_moved
 
 log = logging.getLogger(__name__)
 
@@ -38,77 +42,12 @@ _PORT_ATTEMPTS = 3
 _RETRY_BACKOFF = Backoff(initial_s=0.2, max_s=10.0)
 _LOG_TAIL_LINES = 500
 """Enough for vLLM, which prints an error and its stack once per process that it passes through, the cause first."""
-_MAX_FAILED_PROBES = 3
 _MAX_HEALTH_TIMEOUT_S = 5.0
-
-
-class Runner(Protocol):
-    """Runs one instance; the runtime's view of `EngineRunner` and `AttachedRunner`."""
-
-    @property
-    def engine(self) -> EngineProcess | None:
-        """The engine's process, if this node started it and it runs."""
-        ...
-
-    def url(self, port: int) -> str:
-        """Return the base URL of the engine, as this host reaches it."""
-        ...
-
-    def start(self, adopted: EngineProcess | None = None) -> None:
-        """Load the model and watch it from then on, in a task; `adopted` is an engine that already runs."""
-        ...
-
-    async def stop(self) -> None:
-        """Stop the engine; nothing of the instance is left when this returns."""
-        ...
-
-    async def detach(self) -> None:
-        """Stop watching; the engine keeps running."""
-        ...
-
-
-class RunnerHost(Protocol):
-    """What a runner needs from the runtime; all calls except `measure` return immediately."""
-
-    def current(self, instance: InstanceId) -> Instance:
-        """Return the current snapshot of an instance."""
-        ...
-
-    def record_event(self, event: str, level: int = logging.INFO, **fields: object) -> None:
-        """Add an entry to the event log."""
-        ...
-
-    def count_failure(self, instance: InstanceId, kind: str) -> None:
-        """Count a failure of an instance's engine: see `EngineFailures`."""
-        ...
-
-    def update(self, instance: Instance) -> None:
-        """Replace the snapshot of an instance, save it if needed, and notify subscribers."""
-        ...
-
-    def pick_port(self, instance: InstanceId) -> int:
-        """Return another free port of the range of an instance's harness."""
-        ...
-
-    async def measure(self) -> None:
-        """Read the devices now and apply the measurements."""
-        ...
-
-    def held_mb(self, instance: InstanceId) -> int:
-        """Return the MiB per device that an instance holds or has reserved."""
-        ...
-
-    async def readmit(self, instance: InstanceId) -> None:
-        """Reserve memory for the restart of an instance's engine.
-
-        Raises:
-            DoesNotFit: another process has taken the memory meanwhile.
-        """
-        ...
-
-    def loading(self, instance: InstanceId) -> AbstractAsyncContextManager[None]:
-        """Return a context in which an instance's engine is started and loads: see `device_order`."""
-        ...
+_DRAIN_S = 300.0
+"""Seconds that the requests of an engine that must be restarted can continue while they make progress."""
+_DRAIN_QUIET_S = 10.0
+"""Seconds without progress after which its requests are not waited for any longer."""
+_DRAIN_POLL_S = 0.5
 
 
 class EngineRunner:
@@ -125,6 +64,7 @@ class EngineRunner:
         host: the runtime.
         clock: measures durations and provides timestamps.
         weights_mb: MiB of weights that a load reads, to compute its deadline.
+        probe_token: asks an engine for a token; None if that kind can't be asked.
     """
 
     def __init__(
@@ -140,7 +80,9 @@ class EngineRunner:
         host: RunnerHost,
         clock: Clock,
         weights_mb: int | None,
+        probe_token: TokenProbe | None = None,
     ) -> None:
+        self._probe_token = probe_token
         self.id = instance
         self.engine: EngineProcess | None = None
         self._harness = harness
@@ -326,53 +268,88 @@ class EngineRunner:
             self._host.update(dataclasses.replace(instance, stage=probe.stage, progress=progress))
 
     async def _watch(self) -> bool:
-        """Wait until the engine ends or hangs; return whether it should be started again."""
+        """Wait until the engine ends or must be restarted; return whether it should be started again."""
         assert self.engine is not None
-        reason = await self._wait_for_failure(self.engine)
+        witness = EngineWitness(self.id, self.engine, self._host, self._is_healthy)
+        reason = await self._wait_for_failure(self.engine, witness)
+        if reason.kind is ExitKind.FAILING and self._is_ready():
+            await self._drain(witness, reason)
         await self._stop_engine()  # kills child processes that the engine left behind
         instance = self._host.current(self.id)
-        if instance.state is not InstanceState.READY:
+        if instance.state not in {InstanceState.READY, InstanceState.LOADING}:
             return False  # it was being drained; the unloader finishes that
         restart = restart_delay_s(instance, self._clock.unix())
         self._host.count_failure(self.id, reason.kind)
-        self._host.record_event("engine_crashed", logging.ERROR, instance=self.id, kind=reason.kind)
+        self._host.forget_failures(self.id)
+        self._host.record_event(
+            "engine_crashed",
+            logging.ERROR,
+            instance=self.id,
+            kind=reason.kind,
+            reason=reason.message,
+        )
         if restart is None:
             await self._fail(reason.message, reason.kind)
             return False
         delay, crashes = restart
-        self._host.update(
-            advance(
-                instance,
-                InstanceState.LOADING,
-                crashes=crashes,
-                held_mb=self._host.held_mb(self.id),
-                failure=str(reason.kind),
-                stage=f"restarting in {delay:.0f} s after a crash",
-                error=reason.message,
-            )
-        )
+        stage = f"restarting in {delay:.0f} s after a crash"
+        self._begin_loading(stage, reason, crashes=crashes)
         await asyncio.sleep(delay)
         return True
 
-    async def _wait_for_failure(self, engine: EngineProcess) -> ExitReason:
-        interval, failed_probes = self._settings.health_interval_s, 0
-        while failed_probes < _MAX_FAILED_PROBES:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(engine.wait(), interval)
-                return self._exit_reason(engine)
-            healthy = await self._is_healthy(min(interval, _MAX_HEALTH_TIMEOUT_S))
-            failed_probes = 0 if healthy else failed_probes + 1
-        return ExitReason(
-            ExitKind.HUNG,
-            f"the engine did not answer {_MAX_FAILED_PROBES} consecutive health checks",
+    def _is_ready(self) -> bool:
+        return self._host.current(self.id).state is InstanceState.READY
+
+    def _begin_loading(self, stage: str, reason: ExitReason, **changes: Any) -> None:
+        """Take the instance out of service until its engine is started again."""
+        instance = self._host.current(self.id)
+        changes |= {"stage": stage, "error": reason.message, "failure": str(reason.kind)}
+        if instance.state is InstanceState.LOADING:
+            self._host.update(dataclasses.replace(instance, **changes))
+        else:
+            changes["held_mb"] = self._host.held_mb(self.id)
+            self._host.update(advance(instance, InstanceState.LOADING, **changes))
+
+    async def _drain(self, witness: EngineWitness, reason: ExitReason) -> None:
+        """Keep new requests away, and wait for those in flight while they make progress."""
+        self._host.record_event(
+            "engine_unhealthy", logging.ERROR, instance=self.id, reason=reason.message
         )
+        self._begin_loading("draining before a restart", reason)
+        now = self._clock.monotonic()
+        deadline, quiet_since, sent = now + _DRAIN_S, now, witness.sent()
+        while await witness.in_flight() and self._clock.monotonic() < deadline:
+            await asyncio.sleep(_DRAIN_POLL_S)
+            before, sent = sent, witness.sent()
+            if has_moved(before, sent):
+                quiet_since = self._clock.monotonic()
+            elif self._clock.monotonic() - quiet_since > _DRAIN_QUIET_S:
+                return
+
+    async def _wait_for_failure(self, engine: EngineProcess, witness: EngineWitness) -> ExitReason:
+        interval_s = self._settings.health_interval_s
+        probe = None if self._probe_token is None else self._answers_token_request
+        monitor = LivenessMonitor(witness, probe, self._clock, interval_s)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.wait(), interval_s)
+                return self._exit_reason(engine)
+            if (reason := await monitor.check()) is not None:
+                return reason
+
+    async def _answers_token_request(self) -> bool:
+        assert self._probe_token is not None
+        instance = self._host.current(self.id)
+        model = instance.served_as or instance.spec.model_id
+        return await self._probe_token(self.url(instance.port), model)
 
     def _exit_reason(self, engine: EngineProcess) -> ExitReason:
         return classify(engine.status, self._log.tail(_LOG_TAIL_LINES), engine.oom_kills)
 
-    async def _is_healthy(self, timeout_s: float) -> bool:
+    async def _is_healthy(self) -> bool:
         instance = self._host.current(self.id)
         url = self.url(instance.port)
+        timeout_s = min(self._settings.health_interval_s, _MAX_HEALTH_TIMEOUT_S)
         with contextlib.suppress(TimeoutError):
             probe = await asyncio.wait_for(self._harness.probe(instance.spec, url), timeout_s)
             return probe.ready
@@ -381,40 +358,3 @@ class EngineRunner:
 
 class _PortTaken(LoadFailed):
     """Another process listens on the port that was free when it was chosen."""
-
-
-class LoadDeadline:
-    """Aborts a load that makes no progress for some time, or that exceeds the operator's limit.
-
-    Args:
-        clock: measures durations.
-        limit_s: the operator's limit in seconds, which replaces the limit without progress.
-        stuck_s: seconds without progress after which the load is aborted.
-    """
-
-    def __init__(self, clock: Clock, limit_s: float | None, stuck_s: float) -> None:
-        self._clock = clock
-        self._limit_s = limit_s
-        self._stuck_s = stuck_s
-        self._started = self._last_change = clock.monotonic()
-        self._last: object = None
-
-    def check(self, stage: str | None, signals: object) -> None:
-        """Compare the stage and other signals of progress with those of the last call.
-
-        Raises:
-            UpstreamTimeout: a limit is exceeded.
-        """
-        now = self._clock.monotonic()
-        if (stage, signals) != self._last:
-            self._last, self._last_change = (stage, signals), now
-        status = (
-            "nothing answers on its port" if stage == "starting" else stage or "no status reported"
-        )
-        if self._limit_s is not None and now - self._started > self._limit_s:
-            raise UpstreamTimeout(f"the engine was not ready after {self._limit_s:.0f} s: {status}")
-        if self._limit_s is None and now - self._last_change > self._stuck_s:
-            raise UpstreamTimeout(
-                f"the load made no progress for {self._stuck_s:.0f} s: {status}",
-                hints=("set load_timeout_s of the harness in neuron.toml",),
-            )

@@ -10,7 +10,8 @@ from cortex_common.schema.hardware import Device
 from neuron_server.harness.base import AttachedHarness, ProcessHarness
 from neuron_server.harness.registry import RegistryEntry
 from neuron_server.instances.attached_runner import MAX_WATCH_INTERVAL_S, AttachedRunner
-from neuron_server.instances.runner import EngineRunner, Runner, RunnerHost
+from neuron_server.instances.runner import EngineRunner
+from neuron_server.instances.runner_protocol import Runner, RunnerHost
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.state_store import StateDir
@@ -65,4 +66,5 @@ def create_runner(
         host=host,
         clock=clock,
         weights_mb=harness.weights_mb(instance.spec) if new else None,
+        probe_token=entry.probe_token,
     )

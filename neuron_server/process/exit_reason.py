@@ -24,6 +24,7 @@ class ExitKind(StrEnum):
     KILLED = "killed"
     ENDED = "ended"
     HUNG = "hung"
+    FAILING = "failing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -20,6 +21,7 @@ class Process:
         group: its process group; an engine leads its own.
         started_ticks: start time in clock ticks since boot; pid and start time are unique within a boot.
         rss_bytes: resident memory.
+        cpu_ticks: CPU time that it has used, in clock ticks.
         zombie: it has ended and has not been reaped.
     """
 
@@ -29,6 +31,7 @@ class Process:
     started_ticks: int
     rss_bytes: int
     zombie: bool
+    cpu_ticks: int = 0
 
 
 def oom_kills() -> int:
@@ -73,6 +76,10 @@ class ProcessTable:
         """Return the resident memory of some processes in MiB."""
         return sum(self.by_pid[p].rss_bytes for p in pids if p in self.by_pid) // (1024 * 1024)
 
+    def cpu_seconds(self, pids: frozenset[int]) -> float:
+        """Return the CPU time that some processes have used."""
+        return sum(self.by_pid[p].cpu_ticks for p in pids if p in self.by_pid) / _TICKS_PER_S
+
     def is_same(self, pid: int, started_ticks: int) -> bool:
         """Return whether a process with this pid and start time is still running."""
         process = self.by_pid.get(pid)
@@ -104,6 +111,7 @@ def read_process(pid: int) -> Process | None:
         started_ticks=int(fields[19]),
         rss_bytes=int(fields[21]) * _PAGE_BYTES,
         zombie=fields[0] in b"ZX",
+        cpu_ticks=int(fields[11]) + int(fields[12]),
     )
 
 

@@ -20,6 +20,7 @@ from rigs.inprocess_gateway import running_gateway
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import ModelNotFound, Unavailable
 from cortex_common.schema.instances import InstanceState, ModelInfo, UnloadRequest
+from cortex_common.schema.usage import InstanceUsage, UsageReport
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.process_table import read_process
 
@@ -259,6 +260,24 @@ async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
             await wait(is_state(InstanceState.READY))
         assert engine not in rig.engines()
         await client.unload(UnloadRequest(model_id="frozen"))
+
+
+async def test_an_engine_that_fails_every_request_is_restarted(rig: NeuronRig):
+    """An engine whose /health is ok, and which answers every request with 500, is replaced, counted and reported."""
+    async with rig.client() as client, httpx.AsyncClient() as http:
+        model = await load(client, fake("useless", "--status", "500", harness="watched"))
+        (engine,) = rig.engines()
+        failed = InstanceUsage(
+            instance_id=model.instance_id, failed=3, failed_in_row=3, reason="engine_500"
+        )
+        async with following(client) as wait:
+            await client.report_usage(UsageReport(gateway="g", instances=(failed,)))
+            (down,) = await wait(is_state(InstanceState.LOADING))
+            assert down.error == "the engine failed 3 requests in a row (engine_500)"
+            await wait(is_state(InstanceState.READY))
+        assert engine not in rig.engines()
+        assert (await failures_at(http, f"{rig.url}/metrics"))["useless", "failing"] == 1
+        await client.unload(UnloadRequest(model_id="useless"))
 
 
 async def test_a_restarting_instance_can_be_unloaded(rig: NeuronRig, tmp_path: Path):

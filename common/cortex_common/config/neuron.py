@@ -208,8 +208,12 @@ class HarnessEntry(Section):
     """Seconds that an engine has to stop before it is killed."""
 
     health_interval_s: PositiveSeconds = 15.0
-    """Seconds between health checks of a ready engine, which is restarted after three consecutive failures.
-    An attached engine is checked at least every two seconds."""
+    """Seconds between health checks of a ready engine. It is restarted after three consecutive failures, unless it
+    still delivers bytes to its clients. An attached engine is checked at least every two seconds."""
+
+    token_probe: bool = True
+    """Before an engine is restarted because it fails requests or is stuck, confirm this by requesting one token.
+    Without it, five failed requests in a row are enough. Engines without a completions route are never asked."""
 
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables for its engines. Kind "command": the fields of `command` are replaced here too, such as

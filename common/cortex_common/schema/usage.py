@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cortex_common.schema.base import StrictWireModel
+from cortex_common.schema.bounds import Count, Seconds
 from cortex_common.schema.instances import InstanceId
 
 
@@ -18,6 +19,7 @@ class InstanceUsage(StrictWireModel):
 
     Attributes:
         instance_id: the instance.
+        in_flight: requests of this gateway in flight.
         idle_s: seconds since its last request ended; 0 while one is in flight.
         succeeded: requests that it answered, client errors included.
         failed: requests that it failed: no answer, an answer that broke off, or a 5xx.
@@ -26,14 +28,28 @@ class InstanceUsage(StrictWireModel):
     """
 
     instance_id: InstanceId
-    idle_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    succeeded: Annotated[int, Field(ge=0)] = 0
-    failed: Annotated[int, Field(ge=0)] = 0
-    failed_in_row: Annotated[int, Field(ge=0)] = 0
+    in_flight: Count = 0
+    idle_s: Seconds = 0.0
+    succeeded: Count = 0
+    failed: Count = 0
+    failed_in_row: Count = 0
     reason: Annotated[str, Field(max_length=512)] = ""
 
 
 class UsageReport(StrictWireModel):
-    """POST /usage: the use of some of a node's instances."""
+    """POST /usage: the use of some of a node's instances.
 
+    Attributes:
+        gateway: identifies the gateway process.
+        instances: the instances that were used, or still are.
+    """
+
+    gateway: Annotated[str, Field(max_length=64)] = ""
     instances: Annotated[tuple[InstanceUsage, ...], Field(max_length=4096)] = ()
+
+
+REPORT_INTERVAL_S = 5.0
+"""Seconds after which a gateway repeats its report about instances with requests in flight."""
+
+REPORT_EXPIRY_S = 15.0
+"""Seconds after which a node no longer counts the requests of a gateway that does not report any more."""

@@ -18,7 +18,7 @@ from neuron_server.instances.registry import ManagedInstance
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.unloader import Unloader
-from neuron_server.usage import LastUse
+from neuron_server.usage import FailureStreak, LastUse
 
 
 class FakeHarness:
@@ -99,6 +99,17 @@ class FakeHost:
     async def measure(self) -> None:
         """Do nothing."""
 
+    async def requests_in_flight(self, _instance: InstanceId) -> int:
+        """Return none."""
+        return 0
+
+    def failure_streak(self, _instance: InstanceId) -> FailureStreak:
+        """Return no failures."""
+        return FailureStreak()
+
+    def forget_failures(self, instance: InstanceId) -> None:
+        """Do nothing."""
+
 
 class Node:
     """A node with one ready instance."""
@@ -120,7 +131,7 @@ class Node:
         self.clock = ManualClock()
         self.removed: list[InstanceId] = []
         self.unloader = Unloader(
-            InflightCounts(LastUse(self.clock)),
+            InflightCounts(LastUse(self.clock), self.clock),
             self.host,
             self.clock,
             free_mb=lambda _devices: [],
