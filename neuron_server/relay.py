@@ -17,12 +17,12 @@ from cortex_common.errors import (
     envelope_bytes,
 )
 from cortex_common.log import event as log_event
-from cortex_common.schema.instances import InstanceId, InstanceState
+from cortex_common.schema.instances import RELAY_ERROR_HEADER, InstanceId, InstanceState
 from cortex_http.address import Address, parse_url
 from cortex_http.downstream import Downstream
 from cortex_http.forward import Forward, request_head
 from cortex_http.headers import FRAMING, HOP_BY_HOP, Headers, lines
-from cortex_http.pool import ConnectionPool
+from cortex_http.pool import ConnectError, ConnectionPool, OutOfResources
 from cortex_http.routing import Limits
 from cortex_http.server_request import NULL_HANDLER, RequestHandler, ServerRequest
 from neuron_server.harness.probe import engine_tls
@@ -182,10 +182,10 @@ class Relay:
             )
         return found
 
-    def _on_error(self, forward: Forward[Address], reason: str) -> None:
+    def _on_error(self, forward: Forward[Address], reason: str | ConnectError) -> None:
         """Answer a request that got no response."""
-        failure = UpstreamFailed(f"the engine broke off: {reason}")
-        if forward.uploaded:
+        failure = _failure(reason)
+        if forward.uploaded or isinstance(reason, OutOfResources):
             forward.refuse(*_error_response(failure))
             return
         task = asyncio.get_running_loop().create_task(self._refuse_upload(forward, failure))
@@ -227,8 +227,22 @@ async def _is_listening(address: Address) -> bool:
     return True
 
 
+def _failure(reason: str | ConnectError) -> CortexError:
+    """Return the error for a request that got no response; the engine is not to blame for this host's limits."""
+    if isinstance(reason, OutOfResources):
+        return Unavailable(
+            f"this node can't open a connection: {reason.reason}",
+            hints=["check the limit of open files and the memory of the neuron's service"],
+            retry_after=1.0,
+        )
+    return UpstreamFailed(f"the engine broke off: {reason}")
+
+
 def _error_response(error: CortexError) -> tuple[int, bytes, bytes]:
     headers = [(b"content-type", b"application/json")]
+    if not isinstance(error, BadRequest):
+        # No engine answered, so that the gateway may ask another one as if it had not reached this one.
+        headers.append((RELAY_ERROR_HEADER, error.code.encode()))
     if error.retry_after:
         headers.append((b"retry-after", b"%d" % round(error.retry_after)))
     return error.status, lines(headers), envelope_bytes(error)

@@ -60,7 +60,8 @@ class Forward(Generic[A]):
         pool: Pool of connections.
         address: Where the request goes.
         head: Its head, see `request_head`.
-        on_error: Called when no response can be had, with the reason; it answers with `refuse`.
+        on_error: Called when no response can be had, with the reason, which is an exception if no connection could be
+            made; it answers with `refuse`.
         on_end: Called once, when the request has ended in whichever way; with the reason if the response broke off.
 
     Attributes:
@@ -76,7 +77,7 @@ class Forward(Generic[A]):
         address: A,
         head: bytes,
         *,
-        on_error: Callable[[Forward[A], str], None],
+        on_error: Callable[[Forward[A], str | ConnectError], None],
         on_end: Callable[[str | None], None],
     ) -> None:
         self.address = address
@@ -190,7 +191,7 @@ class Forward(Generic[A]):
             self._on_error(self, reason)
 
     def _connect_failed(self, error: ConnectError) -> None:
-        self._on_error(self, str(error))
+        self._on_error(self, error)
 
     def _finish(self, reason: str | None = None) -> None:
         if not self.finished:

@@ -40,6 +40,9 @@ ModelId = NewType("ModelId", str)
 InstanceId = NewType("InstanceId", str)
 """Identifies one loaded copy of a model; unique across the fleet."""
 
+RELAY_ERROR_HEADER = b"x-cortex-relay-error"
+"""Header of a neuron's own answers to relayed requests: no engine sent them. Its value is the error's code."""
+
 MAX_NODE_MODELS = 1000
 """Instances that one node can report, and models that one external upstream can list."""
 
