@@ -54,6 +54,8 @@ def _device_groups(
     kinds = [kind for kind in supported if any(d.kind is kind for d in named)]
     for kind in kinds or supported[:1]:
         of_kind = tuple(d for d in named if d.kind is kind)
+        if count > 1 and not spec.devices:  # a process can use one MIG device only
+            of_kind = tuple(d for d in of_kind if not d.uuid.startswith("MIG-"))
         if spec.devices or not of_kind:
             yield kind, of_kind
             continue

@@ -169,6 +169,10 @@ class MemoryAccounting:
         """Return the free MiB of each given device."""
         return [self._reading.samples[index].free_mb for index in devices]
 
+    def is_cordoned(self, device: Device) -> bool:
+        """Return whether neuron.toml excludes a device from new instances."""
+        return any(e.cordon for e in self._config.devices if e.uuid == device.uuid)
+
     def device_kind(self, index: int) -> DeviceKind:
         """Return the kind of a device."""
         return self.devices[index].kind
@@ -190,7 +194,7 @@ class MemoryAccounting:
                 used_mb=sample.used_mb,
                 free_mb=sample.free_mb,
                 headroom_mb=views.headroom_mb(self._config, device),
-                usable=sample.health is DeviceHealth.OK,
+                usable=sample.health is DeviceHealth.OK and not self.is_cordoned(device),
                 pool_free_mb=_pool_free_mb(device, sample),
             )
             for device, sample in zip(self.devices, self._reading.samples, strict=True)

@@ -290,7 +290,10 @@ class Runtime:
             *(HostWarning(code="task_failed", message=text) for text in self.tasks.warnings()),
         )
         discovery = self.host.discovery(self.registry.info(), warnings)
-        return discovery.model_copy(update={"certificates": self.certificates()})
+        devices = tuple(views.with_settings(self.config, device) for device in discovery.devices)
+        return discovery.model_copy(
+            update={"certificates": self.certificates(), "devices": devices}
+        )
 
     def health(self) -> Health:
         """Return the body of GET /health: the latest reading with the memory accounts."""

@@ -33,6 +33,14 @@ def headroom_mb(config: NeuronConfig, device: Device) -> int:
     return parse_headroom_mib(override or config.memory.headroom, device.vram_total_mb)
 
 
+def with_settings(config: NeuronConfig, device: Device) -> Device:
+    """Return a device with its labels and its cordon from neuron.toml."""
+    entry = next((e for e in config.devices if e.uuid == device.uuid), None)
+    if entry is None:
+        return device
+    return device.model_copy(update={"labels": entry.labels, "cordoned": entry.cordon})
+
+
 def health(
     uptime_s: float, reading: Reading, memory: Sequence[DeviceMemory], grants: Sequence[Grant]
 ) -> Health:

@@ -96,6 +96,9 @@ class DeviceCapacity:
         empty_mb: MiB that could be reserved if no instance were on it.
         headroom_mb: MiB that its node keeps free on it.
         unified: it shares its memory with the node's other unified devices.
+        links: how it is connected to other GPUs, by UUID.
+        labels: its labels from neuron.toml.
+        cordoned: neuron.toml excludes it from new instances.
     """
 
     index: int
@@ -112,6 +115,14 @@ class DeviceCapacity:
     empty_mb: int
     headroom_mb: int
     unified: bool
+    links: Mapping[str, str]
+    labels: Mapping[str, str]
+    cordoned: bool
+
+    @property
+    def can_be_combined(self) -> bool:
+        """Whether one instance can use it together with others: a process can use one MIG device only."""
+        return not self.unified and not self.uuid.startswith("MIG-")
 
 
 @dataclass(frozen=True)
@@ -357,6 +368,9 @@ def _device_capacity(
         empty_mb=device.vram_available_mb + held_mb,
         headroom_mb=device.vram_headroom_mb,
         unified=device.unified,
+        links=device.links,
+        labels=device.labels,
+        cordoned=device.cordoned,
     )
 
 

@@ -16,6 +16,7 @@ from cortex_common.schema.fleet import NodeState, NodeView
 from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity
 from cortex_server.placement.policy import Prefer
+from cortex_server.placement.topology import best_connected
 
 MAX_DEVICE_SETS = 256
 """Device sets compared for one instance on one node; enough for every set out of 8 devices (at most 70)."""
@@ -227,6 +228,14 @@ def device_refusal(
         reason = "not among the requested devices"
     elif device.health is not DeviceHealth.OK:
         reason = device.reason or f"the device is {device.health}"
+    elif device.cordoned:
+        reason = "the device is cordoned in neuron.toml"
+    elif model_config.gpus and not _is_named(device, model_config.gpus):
+        reason = "not among the gpus of its model config"
+    elif missing := [
+        f"{k}={v}" for k, v in model_config.gpu_labels.items() if device.labels.get(k) != v
+    ]:
+        reason = f"the device has no label {missing[0]}"
     elif model_config.device_kind is not None and device.kind is not model_config.device_kind:
         reason = f"a {device.kind} device, not {model_config.device_kind}"
     elif model_config.harness in device.unsupported_harnesses:
@@ -244,6 +253,12 @@ def device_refusal(
     return reason
 
 
+def _is_named(device: DeviceCapacity, names: Sequence[str]) -> bool:
+    """Return whether a device is among some names: its UUID, or its node and its UUID or index."""
+    own = {device.uuid, f"{device.node}/{device.uuid}", f"{device.node}/{device.index}"}
+    return not own.isdisjoint(names)
+
+
 def parse_version(text: str | None) -> tuple[int, ...]:
     """Return a version as comparable numbers: (8, 9) for "8.9". None gives (), which sorts before every version."""
     return tuple(int(part) for part in text.split(".")) if text else ()
@@ -259,7 +274,9 @@ def eligible_devices(
     return tuple(
         d
         for d in capacity.devices_by_available
-        if d.kind is shape.kind and device_refusal(model_config, d, constraints) is None
+        if d.kind is shape.kind
+        and (shape.devices == 1 or d.can_be_combined)
+        and device_refusal(model_config, d, constraints) is None
     )
 
 
@@ -308,8 +325,15 @@ def find_free_devices(
             continue
         if shape.devices == 1:
             return (device,)
-        group = groups.setdefault("" if model_config.mixed_devices else device.name, [])
-        group.append(device)
-        if len(group) == shape.devices:
-            return tuple(sorted(group, key=lambda d: d.index))
-    return None
+        if device.can_be_combined:
+            groups.setdefault("" if model_config.mixed_devices else device.name, []).append(device)
+    sufficient = [group for group in groups.values() if len(group) >= shape.devices]
+    if not sufficient:
+        return None
+    group = min(sufficient, key=lambda g: _total_mb(g, shape.devices, spread=spread))
+    return tuple(sorted(best_connected(group, shape.devices), key=lambda d: d.index))
+
+
+def _total_mb(group: Sequence[DeviceCapacity], count: int, *, spread: bool) -> int:
+    total = sum(d.available_mb for d in group[:count])
+    return -total if spread else total

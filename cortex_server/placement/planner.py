@@ -40,6 +40,7 @@ from cortex_server.placement.fit import (
 from cortex_server.placement.plans import Impossible, Join, Load, Plan, Serve, Wait
 from cortex_server.placement.policy import Policy, Prefer
 from cortex_server.placement.state import ClusterState, PlacementRequest
+from cortex_server.placement.topology import describe_links
 
 MAX_REFUSALS = 64
 """Limit on the refusals that an impossible plan carries."""
@@ -217,6 +218,8 @@ def _place_without_eviction(
     reason = (
         preference if lacks_weights else f"its weights are on this node's disk; {preference} there"
     )
+    if (links := describe_links(devices)) is not None:
+        reason += f"; {links}"
     indices = tuple(sorted(d.index for d in devices))
     offered = {d.index: d.available_mb for d in devices}
     card = devices[0].name

@@ -11,6 +11,7 @@ import psutil
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import InstanceId
 from cortex_common.units import BYTES_PER_MIB
+from neuron_server.hardware.host_memory import read_host_memory
 from neuron_server.hardware.sample import DeviceSample, Inventory
 from neuron_server.process.process_table import read_table
 
@@ -28,7 +29,7 @@ class CpuSource:
     """
 
     def __init__(self, memory_mb: int | None) -> None:
-        host_mb = psutil.virtual_memory().total // BYTES_PER_MIB
+        host_mb = read_host_memory().total // BYTES_PER_MIB
         self._total_mb = min(memory_mb or host_mb, host_mb)
         psutil.cpu_percent(None)  # the first call only sets the reference for the next
 
@@ -48,7 +49,7 @@ class CpuSource:
         """Measure the resident memory of each instance's processes, and the host's available memory."""
         table = read_table()
         by_instance = {instance: table.rss_mb(of) for instance, of in pids.items()}
-        available = psutil.virtual_memory().available // BYTES_PER_MIB
+        available = read_host_memory().available // BYTES_PER_MIB
         free = max(0, min(self._total_mb - sum(by_instance.values()), available))
         sample = DeviceSample(
             uuid=CPU_UUID,

@@ -3,7 +3,8 @@
 NVML enumerates GPUs in PCI bus order, regardless of CUDA_VISIBLE_DEVICES. `used` of the first version of the memory
 call includes memory reserved by the driver (616 MiB on an H200), that of the second version does not. A process's
 memory is None where the platform can't attribute it (WSL, some containers). GPUs with unified memory (GB10) return
-NotSupported for memory, so the host's numbers are used instead.
+NotSupported for memory, so the host's numbers are used instead. The MIG devices of a GPU are devices of their own, and
+a process can use one of them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, HostWarning
 from cortex_common.schema.instances import InstanceId
 from cortex_common.units import BYTES_PER_MIB
+from neuron_server.hardware.host_memory import read_host_memory
 from neuron_server.hardware.sample import DeviceSample, Inventory
+from neuron_server.hardware.topology import mig_handles, read_links
 from neuron_server.hardware.xid import XidListener
 
 T = TypeVar("T")
@@ -106,42 +107,73 @@ class NvmlSource:
 
     def _enumerate(self, warnings: list[HostWarning]) -> Iterator[_Gpu]:
         nvml = self._nvml
-        for index in range(self._query(nvml.nvmlDeviceGetCount) or 0):
+        handles: dict[int, Any] = {}
+        for ordinal in range(self._query(nvml.nvmlDeviceGetCount) or 0):
             try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+                handle = nvml.nvmlDeviceGetHandleByIndex(ordinal)
+                nvml.nvmlDeviceGetUUID(handle)
             except nvml.NVMLError as error:
-                message = f"GPU {index} does not respond: {error}"
+                message = f"GPU {ordinal} does not respond: {error}"
                 warnings.append(HostWarning(code="gpu_lost", message=message))
-                continue
-            total, unified = self._total(handle)
-            capability = self._query(nvml.nvmlDeviceGetCudaComputeCapability, handle)
-            device = Device(
-                index=index,
-                uuid=uuid,
-                kind=DeviceKind.CUDA,
-                name=_text(self._query(nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"),
-                vram_total_mb=total // BYTES_PER_MIB,
-                compute_capability=".".join(map(str, capability)) if capability else None,
-                unified=unified,
-            )
-            warnings.extend(self._gpu_warnings(device, handle))
-            self._xids.listen(uuid, handle)
-            yield _Gpu(handle, device)
+            else:
+                handles[ordinal] = handle
+        by_uuid = {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles.values()}
+        links = read_links(nvml, by_uuid)
+        for ordinal, handle in handles.items():
+            warnings.extend(self._gpu_warnings(ordinal, handle))
+            self._xids.listen(_text(nvml.nvmlDeviceGetUUID(handle)), handle)
+            sliced = self._is_mig(handle)
+            for part in mig_handles(nvml, handle) if sliced else (handle,):
+                device = self._device(ordinal, handle, part, warnings)
+                if device is not None:
+                    known = {} if sliced else links.get(device.uuid, {})
+                    yield _Gpu(part, device.model_copy(update={"links": known}))
 
-    def _gpu_warnings(self, device: Device, handle: Any) -> Iterator[HostWarning]:
+    def _device(
+        self, ordinal: int, card: Any, handle: Any, warnings: list[HostWarning]
+    ) -> Device | None:
+        """Return a GPU, or a MIG device of the card; None, with a warning, if its memory can't be read."""
         nvml = self._nvml
-        label = f"GPU {device.index} ({device.name})"
+        name = _text(self._query(nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU")
+        memory = self._total(handle)
+        if memory is None:
+            message = (
+                f"GPU {ordinal} ({name}): its memory can't be read, so it is not offered: "
+                "run nvidia-smi -q, and check the permissions of the neuron"
+            )
+            warnings.append(HostWarning(code="gpu_memory_unreadable", message=message))
+            return None
+        total, unified = memory
+        capability = self._query(nvml.nvmlDeviceGetCudaComputeCapability, card)
+        return Device(
+            index=ordinal,
+            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            kind=DeviceKind.CUDA,
+            name=name,
+            vram_total_mb=total // BYTES_PER_MIB,
+            compute_capability=".".join(map(str, capability)) if capability else None,
+            unified=unified,
+            ordinal=ordinal,
+        )
+
+    def _is_mig(self, handle: Any) -> bool:
+        mode = self._query(self._nvml.nvmlDeviceGetMigMode, handle)
+        return mode is not None and mode[0] == _MIG_ON
+
+    def _gpu_warnings(self, ordinal: int, handle: Any) -> Iterator[HostWarning]:
+        nvml = self._nvml
+        name = _text(self._query(nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU")
+        label = f"GPU {ordinal} ({name})"
         if self._query(nvml.nvmlDeviceGetPersistenceMode, handle) == 0:
             yield HostWarning(
                 code="persistence_mode_off",
                 message=f"{label}: persistence mode is off, so first use after idling is slow: run nvidia-smi -pm 1",
             )
-        mig = self._query(nvml.nvmlDeviceGetMigMode, handle)
-        if mig and mig[0] == _MIG_ON:
+        if self._is_mig(handle) and not mig_handles(nvml, handle):
             yield HostWarning(
                 code="mig_enabled",
-                message=f"{label}: MIG is enabled, but models are placed on whole GPUs only: run nvidia-smi -mig 0",
+                message=f"{label}: MIG is enabled without any MIG device: create some with nvidia-smi mig -cgi, "
+                "or run nvidia-smi -mig 0",
             )
         uncorrected = self._query(
             nvml.nvmlDeviceGetTotalEccErrors,
@@ -155,20 +187,31 @@ class NvmlSource:
                 message=f"{label}: {uncorrected} uncorrected ECC errors since the driver was loaded",
             )
 
-    def _total(self, handle: Any) -> tuple[int, bool]:
-        """Return the GPU's memory in bytes, and whether it is the host's memory."""
-        memory = self._query(self._memory_info, handle)
-        host = int(psutil.virtual_memory().total)
-        if memory is None or memory.total == 0:
-            return host, True
-        return int(memory.total), memory.total >= host and self._shares_memory(handle)
+    def _total(self, handle: Any) -> tuple[int, bool] | None:
+        """Return the GPU's memory in bytes, and whether it is the host's memory; None if it can't be read.
+
+        GPUs that share the host's memory report none, or that of the host. The size alone proves nothing: a GPU can
+        have more memory than the host.
+        """
+        host = read_host_memory().total
+        try:
+            total = int(self._memory_info(handle).total)
+        except self._nvml.NVMLError as error:
+            if getattr(error, "value", None) != _NOT_SUPPORTED:
+                return None
+            total = 0
+        if total == 0:
+            return (host, True) if self._shares_memory(handle) else None
+        shared = total >= host and self._shares_memory(handle)
+        return min(total, host) if shared else total, shared
 
     def _shares_memory(self, handle: Any) -> bool:
-        """Return whether a GPU lacks a BAR1, which only GPUs with memory of their own have.
-
-        The size alone proves nothing: a GPU can have more memory than the host.
-        """
-        return self._query(self._nvml.nvmlDeviceGetBAR1MemoryInfo, handle) is None
+        """Return whether a GPU lacks a BAR1, which only GPUs with memory of their own have."""
+        try:
+            self._nvml.nvmlDeviceGetBAR1MemoryInfo(handle)
+        except self._nvml.NVMLError as error:
+            return getattr(error, "value", None) == _NOT_SUPPORTED
+        return False
 
     def _sample(self, gpu: _Gpu, pids: Mapping[InstanceId, frozenset[int]]) -> DeviceSample:
         nvml, handle, uuid = self._nvml, gpu.handle, gpu.device.uuid
@@ -196,7 +239,7 @@ class NvmlSource:
 
     def _memory(self, gpu: _Gpu) -> tuple[int, int]:
         if gpu.device.unified:
-            memory = psutil.virtual_memory()
+            memory = read_host_memory()
             return memory.total - memory.available, memory.available
         memory = self._memory_info(gpu.handle)
         return int(memory.used), int(memory.free)

@@ -27,7 +27,7 @@ from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.estimates import estimate_memory
-from neuron_server.harness.probe import device_environment, get, get_json
+from neuron_server.harness.probe import device_environment, get, get_json, pci_ordinal
 from neuron_server.process.supervisor import Launch
 from neuron_server.weights.files import local_path, size_mb
 from neuron_server.weights.index import find_weights
@@ -179,6 +179,7 @@ class CommandHarness:
         self._running_metrics = entry.running_metrics or preset.running_metrics
         self._env = dict(preset.env) | entry.env
         self._http = http
+        self._device_ids = entry.device_ids
         self.capabilities = EngineCapabilities(
             engine=entry.preset or "command",
             traits=preset.traits,
@@ -238,7 +239,10 @@ class CommandHarness:
         if self._binary is not None:
             argv[0] = str(self._binary)
         env = {name: _fill_text(value, values) for name, value in self._env.items()}
-        return Launch(argv=(*argv, *spec.args), env=device_environment(devices) | env | spec.env)
+        return Launch(
+            argv=(*argv, *spec.args),
+            env=device_environment(devices, self._device_ids) | env | spec.env,
+        )
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:
         """Probe the health path; the engine is ready once it answers 200."""
@@ -334,7 +338,8 @@ def _values(
         "quant": spec.quant,
         "host": host,
         "port": str(port),
-        "devices": ",".join(str(d.index) for d in devices),
+        "devices": ",".join(str(pci_ordinal(d)) for d in devices),
+        "device_uuids": ",".join(d.uuid for d in devices),
         "device_count": str(max(1, len(devices))),
         "context": text(spec.context),
         "parallel": text(spec.parallel),

@@ -59,6 +59,7 @@ class LlamaCppHarness:
         )
         self._env = entry.env
         self._http = http
+        self._device_ids = entry.device_ids
         self._program = Program("llama-server", entry.binary, "--help")
 
     @property
@@ -128,7 +129,7 @@ class LlamaCppHarness:
         argv += if_supported("--no-ui") or if_supported("--no-webui")
         if not gpu_count(devices):
             argv += if_supported("-dev", "none")
-        environment = device_environment(devices) | self._env | spec.env
+        environment = device_environment(devices, self._device_ids) | self._env | spec.env
         return Launch(argv=(*argv, *spec.args), env=environment)
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - required by the protocol
@@ -172,7 +173,7 @@ class LlamaCppHarness:
             "on",
         ]
         # Without chosen devices, the model is computed as split over all of the host's GPUs.
-        visible = device_environment(devices) if devices or not on_gpu else {}
+        visible = device_environment(devices, self._device_ids) if devices or not on_gpu else {}
         printed = await run_program(str(program), *arguments, env=visible | self._env | spec.env)
         count = max(spec.tensor_parallel, len(devices))
         return None if printed is None else parse_fit_params(printed, kind, count)

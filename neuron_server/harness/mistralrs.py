@@ -62,6 +62,7 @@ class MistralrsHarness:
         self.capabilities = CAPABILITIES
         self._env = entry.env
         self._http = http
+        self._device_ids = entry.device_ids
         self._weights_mb: dict[tuple[str | None, ...], int] = {}
         self._program = Program(
             "mistralrs",
@@ -134,7 +135,9 @@ class MistralrsHarness:
         else:
             argv.append("--cpu")
         log_settings = {"RUST_LOG": "info", "NO_COLOR": "1"}
-        environment = device_environment(devices) | log_settings | self._env | spec.env
+        environment = (
+            device_environment(devices, self._device_ids) | log_settings | self._env | spec.env
+        )
         return Launch(argv=(*argv, *spec.args), env=environment)
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - required by the protocol

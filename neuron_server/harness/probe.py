@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -14,14 +14,22 @@ from cortex_common.config.neuron import HarnessEntry
 from cortex_common.schema.hardware import Device, DeviceKind
 
 
-def device_environment(devices: Sequence[Device]) -> dict[str, str]:
-    """Return the variables that restrict an engine to its GPUs, by UUID; no GPU is visible on the cpu device.
+def device_environment(
+    devices: Sequence[Device], ids: Literal["uuid", "index"] = "uuid"
+) -> dict[str, str]:
+    """Return the variables that restrict an engine to its GPUs; no GPU is visible on the cpu device.
 
     CUDA's default order puts the fastest GPU first, while NVML uses PCI bus order; PCI_BUS_ID makes both agree. Inside
     the engine its devices are always 0, 1, ...
     """
-    gpus = [device.uuid for device in devices if device.kind is DeviceKind.CUDA]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    gpus = [device for device in devices if device.kind is DeviceKind.CUDA]
+    names = [gpu.uuid if ids == "uuid" else str(pci_ordinal(gpu)) for gpu in gpus]
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
+
+
+def pci_ordinal(gpu: Device) -> int:
+    """Return a GPU's number in PCI bus order, which differs from its index if another GPU did not respond at start."""
+    return gpu.index if gpu.ordinal is None else gpu.ordinal
 
 
 def gpu_count(devices: Sequence[Device]) -> int:

@@ -24,7 +24,8 @@ class FakeGpu:
     """
 
     def __init__(self, number: int, **answers) -> None:
-        self.uuid = f"GPU-{number}"
+        self.uuid = answers.pop("uuid", f"GPU-{number}")
+        self.slices: tuple[FakeGpu, ...] = answers.pop("slices", ())
         self.events: deque[tuple[int, int] | int] = deque()
         self.answers = {
             "Name": f"Card {number}",
@@ -37,6 +38,8 @@ class FakeGpu:
             "PersistenceMode": 1,
             "MigMode": 3,
             "TotalEccErrors": 3,
+            "P2PStatus": failing(3),
+            "TopologyCommonAncestor": failing(3),
             "ComputeRunningProcesses": [],
             "GraphicsRunningProcesses": [],
             "RegisterEvents": None,
@@ -103,6 +106,27 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:  # noqa: N802 - the library's name
         return self.gpus[index]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: FakeGpu) -> int:  # noqa: N802 - the library's name
+        return len(gpu.slices) + 1
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: FakeGpu, slot: int) -> FakeGpu:  # noqa: N802 - the library's name
+        if slot >= len(gpu.slices):
+            raise FakeNvmlError(6)
+        return gpu.slices[slot]
+
+    def nvmlDeviceGetP2PStatus(self, gpu: FakeGpu, other: FakeGpu, _capability: int) -> int:  # noqa: N802 - the library's name
+        return self._pair("P2PStatus", gpu, other)
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, gpu: FakeGpu, other: FakeGpu) -> int:  # noqa: N802 - the library's name
+        return self._pair("TopologyCommonAncestor", gpu, other)
+
+    def _pair(self, field: str, gpu: FakeGpu, other: FakeGpu) -> int:
+        """Return an answer about two GPUs, given as a mapping by the other's UUID."""
+        answer = gpu.answers[field]
+        if isinstance(answer, tuple):
+            raise FakeNvmlError(answer[1])
+        return answer[other.uuid]
 
     def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:  # noqa: N802 - the library's name
         answer = gpu.answers.get("UUID", gpu.uuid)

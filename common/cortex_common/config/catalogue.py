@@ -121,6 +121,12 @@ class ModelConfig(Section):
     nodes: tuple[str, ...] = ()
     """Nodes that can run it; requests are sent to no other node, even if one reports the model. Default: all."""
 
+    gpus: tuple[str, ...] = ()
+    """GPUs that it can run on: "NODE/INDEX", "NODE/UUID" or "UUID". Default: all."""
+
+    gpu_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that its GPUs must have in their [[devices]] entry of neuron.toml."""
+
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that a node must have in its [[neurons]] entry, to run the model and to get requests for it."""
 

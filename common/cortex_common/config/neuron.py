@@ -30,6 +30,7 @@ COMMAND_FIELDS = frozenset(
         "port",
         "devices",
         "device_count",
+        "device_uuids",
         "context",
         "parallel",
         "vram_mb",
@@ -142,8 +143,14 @@ class DeviceEntry(Section):
     uuid: str
     """UUID of the GPU, as printed by `nvidia-smi -L`."""
 
-    headroom: Headroom
-    """Memory to keep free on this GPU."""
+    headroom: Headroom | None = None
+    """Memory to keep free on this GPU. Default: that of [memory]."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that model configs can require with `gpu_labels`."""
+
+    cordon: bool = False
+    """Place no new instances on this GPU."""
 
 
 class MemorySection(Section):
@@ -173,9 +180,9 @@ class HarnessEntry(Section):
 
     command: tuple[str, ...] = ()
     """Kind "command": executable and arguments. These fields are replaced: {model}, {source}, {file}, {quant}, {port},
-    {host}, {devices}, {device_count}, {context}, {parallel}, {vram_mb}, and {vram_share} (`vram_mb` as a fraction of
-    the device, such as 0.895). An argument with a field that has no value is omitted, together with the option before
-    it."""
+    {host}, {devices} (indices in PCI bus order), {device_uuids}, {device_count}, {context}, {parallel}, {vram_mb}, and
+    {vram_share} (`vram_mb` as a fraction of the device, such as 0.895). An argument with a field that has no value is
+    omitted, together with the option before it."""
 
     health_path: str | None = None
     """Kind "command": path that returns 200 once the engine is ready. Default: "/health"."""
@@ -189,6 +196,10 @@ class HarnessEntry(Section):
     running_metrics: tuple[str, ...] = ()
     """Kind "command": metrics of its GET /metrics that count running and queued requests. With them, requests from
     other gateways and clients are included when an instance is drained. Default: those of the preset."""
+
+    device_ids: Literal["uuid", "index"] = "uuid"
+    """How CUDA_VISIBLE_DEVICES names the GPUs of an engine. "index" is for engines that can't read UUIDs; indices are
+    in PCI bus order, which CUDA_DEVICE_ORDER sets."""
 
     grows: bool | None = None
     """Kind "command": whether an engine can allocate more memory after it is ready, like ComfyUI and Ollama. All of its

@@ -46,6 +46,10 @@ class DeviceView:
     power_w: float | None = None
     compute_capability: str | None = None
     unified: bool = False
+    ordinal: int | None = None
+    links: Mapping[str, str] = field(default_factory=dict[str, str])
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    cordoned: bool = False
     health: DeviceHealth = DeviceHealth.OK
     reason: str | None = None
 

@@ -30,6 +30,10 @@ class Device(WireModel):
         vram_total_mb: MiB that the driver reports; for a cpu device, the MiB that the host offers.
         compute_capability: such as "9.0"; None if it has none.
         unified: whether memory is shared with the host, so that the numbers are those of the host.
+        ordinal: the GPU's number for engines that can't be given a UUID, with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+        links: how it is connected to other GPUs, by UUID: "nvlink", "pcie", "numa" (the same NUMA node) or "system".
+        labels: labels from neuron.toml.
+        cordoned: whether neuron.toml excludes it from new instances.
     """
 
     index: Index
@@ -39,6 +43,10 @@ class Device(WireModel):
     vram_total_mb: Mib
     compute_capability: str | None = None
     unified: bool = False
+    ordinal: Index | None = None
+    links: Annotated[dict[Name, Name], Field(max_length=64)] = Field(default_factory=dict)
+    labels: Annotated[dict[Name, Name], Field(max_length=64)] = Field(default_factory=dict)
+    cordoned: bool = False
 
 
 class DeviceHealth(StrEnum):

@@ -17,6 +17,7 @@ from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.hardware.xid import describe_xid
+from neuron_server.harness.probe import device_environment
 
 INSTANCE = InstanceId("i")
 
@@ -118,7 +119,7 @@ def test_a_gpu_that_does_not_respond_at_start_is_a_warning():
 
 def test_unified_memory_is_the_hosts():
     """If NVML reports no memory (GB10), the host's numbers are used and the device is marked as unified."""
-    source, _ = single_gpu(MemoryInfo=3)
+    source, _ = single_gpu(MemoryInfo=3, BAR1MemoryInfo=failing(3))
     (device,) = source.inventory().devices
     assert device.unified
     assert device.vram_total_mb == psutil.virtual_memory().total // MIB
@@ -135,6 +136,64 @@ def test_a_gpu_with_more_memory_than_the_host_is_not_unified():
     assert not discrete.inventory().devices[0].unified
     shared, _ = single_gpu(MemoryInfo=memory, BAR1MemoryInfo=failing(3))
     assert shared.inventory().devices[0].unified
+
+
+@pytest.mark.parametrize(("code", "bar1"), [(4, failing(3)), (999, failing(3)), (3, None)])
+def test_a_card_whose_memory_cannot_be_read_is_not_offered(code: int, bar1: object):
+    """A missing permission, a failing card, and a card with memory of its own that reports none are warnings."""
+    answers = {"MemoryInfo": code} | ({} if bar1 is None else {"BAR1MemoryInfo": bar1})
+    source, _ = single_gpu(**answers)
+    inventory = source.inventory()
+    assert inventory.devices == ()
+    assert [w.code for w in inventory.warnings] == ["gpu_memory_unreadable"]
+
+
+def test_mig_devices_are_devices_of_their_own():
+    """Each MIG device has its UUID and memory; the card itself, whose memory can't be read, is not offered."""
+    memory = SimpleNamespace(total=20 * MIB * 1024, free=19 * MIB * 1024, used=MIB * 1024)
+    slices = tuple(
+        FakeGpu(0, uuid=f"MIG-{n}", Name="H200 MIG 1g.18gb", MemoryInfo=memory) for n in range(2)
+    )
+    card = FakeGpu(0, MigMode=[1, 1], MemoryInfo=4, slices=slices)
+    source = NvmlSource(FakeNvml(card, FakeGpu(1)))
+    inventory = source.inventory()
+    assert [d.uuid for d in inventory.devices] == ["MIG-0", "MIG-1", "GPU-1"]
+    assert [d.vram_total_mb for d in inventory.devices[:2]] == [20 * 1024] * 2
+    assert inventory.devices[0].compute_capability == "9.0"
+    assert inventory.warnings == ()
+    assert [s.free_mb for s in source.sample({})[:2]] == [19 * 1024] * 2
+
+
+def test_links_between_gpus_are_reported():
+    """NVLink comes from the P2P status, the rest from the common ancestor; what is not reported is left out."""
+    gpus = (
+        FakeGpu(0, P2PStatus={"GPU-1": 0, "GPU-2": 5}, TopologyCommonAncestor={"GPU-2": 50}),
+        FakeGpu(1, P2PStatus={"GPU-2": 5}, TopologyCommonAncestor=failing(3)),
+        FakeGpu(2),
+    )
+    devices = NvmlSource(FakeNvml(*gpus)).inventory().devices
+    assert devices[0].links == {"GPU-1": "nvlink", "GPU-2": "system"}
+    assert devices[1].links == {"GPU-0": "nvlink"}
+    assert devices[2].links == {"GPU-0": "system"}
+
+
+def test_indices_for_engines_skip_no_card_that_does_not_respond():
+    """CUDA counts a card that did not respond at start, so the number of the next one does not shift."""
+    (device,) = NvmlSource(FakeNvml(FakeGpu(0, UUID=15), FakeGpu(1))).inventory().devices
+    assert device_environment([device], "index")["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_memory_of_zero_is_not_attributed():
+    """In a container, a driver lists the pid with 0 bytes, or pids of the host that do not exist there."""
+    ours = frozenset({10})
+    for process in (
+        SimpleNamespace(pid=10, usedGpuMemory=0),
+        SimpleNamespace(pid=2**22 + 1, usedGpuMemory=5 * MIB),
+    ):
+        source, _ = single_gpu(ComputeRunningProcesses=[process])
+        (sample,) = source.sample({INSTANCE: ours})
+        assert sample.by_instance == {}
+        assert not sample.attributes_memory
 
 
 def test_memory_of_a_process_tree_is_summed():
