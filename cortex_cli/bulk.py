@@ -14,7 +14,7 @@ import typer
 
 from cortex_cli.client import connect
 from cortex_cli.error_exit import PartialSuccess, describe, exit_code
-from cortex_cli.output import notify, stderr_paint, stdout_paint
+from cortex_cli.output import notify, stderr_colors, stdout_colors
 from cortex_cli.render.details import RESULTS, Result, to_failure
 from cortex_cli.render.fleet import place, progress_text
 from cortex_cli.render.output_format import OutputFormat, format_items
@@ -214,7 +214,7 @@ async def run_bulk(
                 results.append(result)
                 failures += [error] if error is not None else []
                 if error is not None and len(names) > 1:
-                    notify(describe(error, stderr_paint()))
+                    notify(describe(error, stderr_colors()))
         finally:
             # Also after an interrupt: the completed actions have taken effect.
             _write_results(results, action.output)
@@ -251,7 +251,7 @@ def _write_results(results: Sequence[Result], output: OutputFormat) -> None:
         return
     names_only = output is OutputFormat.NAME
     written = [r for r in results if r.error is None] if names_only else results
-    if text := format_items(RESULTS, written, output, colors=stdout_paint()):
+    if text := format_items(RESULTS, written, output, colors=stdout_colors()):
         write_out(f"{text}\n")
 
 

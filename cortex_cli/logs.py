@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cortex_cli.color import Colors
-from cortex_cli.output import stdout_paint
+from cortex_cli.output import stdout_colors
 from cortex_cli.render.log import format_engine_line, format_line
 from cortex_common.errors import NotFound, nearest_names
 from cortex_common.schema.fleet import FleetSnapshot
@@ -69,7 +69,7 @@ _LINE_ENDS = re.compile(r"\r?\n|\r(?=[^\n])")
 
 async def write_engine_log(chunks: AsyncIterable[str]) -> None:
     """Write an engine's log line by line as it arrives; each update of a progress bar is a line."""
-    colors, rest = stdout_paint(), ""
+    colors, rest = stdout_colors(), ""
     async for chunk in chunks:
         *lines, rest = _LINE_ENDS.split(rest + chunk)
         sys.stdout.write("".join(f"{format_engine_line(line, colors)}\n" for line in lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -22,19 +23,24 @@ def notify(text: str) -> None:
     write_err(f"{text}\n")
 
 
-def stdout_paint() -> Colors:
+def stdout_colors() -> Colors:
     """Return the colors for stdout."""
     return colors_for(sys.stdout, os.environ)
 
 
-def stderr_paint() -> Colors:
+def stdout_width() -> int | None:
+    """Return the width of the terminal that stdout is; None for a pipe or a file, where nothing is cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def stderr_colors() -> Colors:
     """Return the colors for stderr."""
     return colors_for(sys.stderr, os.environ)
 
 
 def write_item(kind: ListKind[Item], item: Item, output: OutputFormat, text: str) -> None:
     """Write a single item: `text` in tabular formats, otherwise a list with one element."""
-    content = text if output.tabular else format_items(kind, [item], output, colors=stdout_paint())
+    content = text if output.tabular else format_items(kind, [item], output, colors=stdout_colors())
     write_out(f"{content}\n")
 
 
@@ -55,7 +61,9 @@ def write_items(
         headers: whether a table has a header.
         total: number of items before filtering, for the message.
     """
-    text = format_items(kind, items, output, colors=stdout_paint(), headers=headers)
+    text = format_items(
+        kind, items, output, colors=stdout_colors(), headers=headers, max_width=stdout_width()
+    )
     if text:
         write_out(f"{text}\n")
     elif output.tabular:
@@ -89,11 +97,16 @@ def list_fleet(
         count: returns the number of items before filtering.
     """
     if watching:
-        colors = stdout_paint()
+        colors = stdout_colors()
 
         def draw(fleet: FleetSnapshot) -> str:
             return format_items(
-                kind, select(fleet), output.streaming, colors=colors, headers=headers
+                kind,
+                select(fleet),
+                output.streaming,
+                colors=colors,
+                headers=headers,
+                max_width=stdout_width(),
             )
 
         run(watch(gateway, draw, kind.empty_text))

@@ -13,7 +13,7 @@ from cortex_cli.chat.prompt import Prompt
 from cortex_cli.chat.statistics import statistics_line
 from cortex_cli.error_exit import describe
 from cortex_cli.inference import ChatChunk, Inference, Message
-from cortex_cli.output import notify, stderr_paint
+from cortex_cli.output import notify, stderr_colors
 from cortex_cli.terminal import neutralize_line
 from cortex_common.errors import BadRequest, CortexError
 
@@ -64,7 +64,7 @@ class ChatSession:
             except KeyboardInterrupt:
                 notify("ctrl-d or /exit ends the conversation")
             except CortexError as error:
-                notify(describe(error, stderr_paint()))
+                notify(describe(error, stderr_colors()))
 
     async def _handle(self, line: SlashCommand | str) -> bool:
         """Answer a message or run a command; return whether the conversation goes on."""
@@ -102,7 +102,7 @@ class ChatSession:
                 chunks.append(chunk)
                 display.add(chunk.text, chunk.thinking)
         if self._statistics:
-            notify(stderr_paint().dim(neutralize_line(statistics_line(model, chunks))))
+            notify(stderr_colors().dim(neutralize_line(statistics_line(model, chunks))))
 
     def _run_command(self, command: SlashCommand) -> None:
         conversation, argument = self._conversation, command.argument

@@ -14,7 +14,7 @@ from cortex_cli import options
 from cortex_cli.bench.statistics import LEVELS, BenchRun, compare_runs, format_differences
 from cortex_cli.client import GatewayTarget, connect, run, target
 from cortex_cli.options import output_format, single_command
-from cortex_cli.output import notify, stdout_paint
+from cortex_cli.output import notify, stdout_colors
 from cortex_cli.render.output_format import OutputFormat, format_document, format_items
 from cortex_cli.terminal import write_out
 from cortex_common import __version__
@@ -104,7 +104,7 @@ def run_document(result: BenchRun, output: OutputFormat) -> str:
 
 
 def _write(result: BenchRun, previous: BenchRun | None, output: OutputFormat) -> None:
-    colors = stdout_paint()
+    colors = stdout_colors()
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
         write_out(run_document(result, output) + "\n")
         return

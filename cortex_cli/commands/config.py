@@ -25,7 +25,7 @@ from cortex_cli.config_files import (
     system_file,
 )
 from cortex_cli.options import command_group, output_format
-from cortex_cli.output import notify, stderr_paint, write_items
+from cortex_cli.output import notify, stderr_colors, write_items
 from cortex_cli.referenced_files import FileReport, check_referenced_files
 from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.settings import setting_kind
@@ -74,7 +74,7 @@ def check(
 
 
 def _write_report(path: Path, report: FileReport) -> None:
-    colors = stderr_paint()
+    colors = stderr_colors()
     for line in report.errors:
         notify(f"{colors.bad('error:')} {line}")
     for hint in report.hints:

@@ -10,7 +10,7 @@ from cortex_cli import options
 from cortex_cli.bulk import confirm, parse_seconds
 from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
-from cortex_cli.output import notify, stderr_paint, stdout_paint, write_item
+from cortex_cli.output import notify, stderr_colors, stdout_colors, write_item
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_cli.render.output_format import OutputFormat
 from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest, DefragView
@@ -59,7 +59,7 @@ def defrag(
         _write(plan, selected)
     elif not yes:
         # stdout takes a single document, the result; the question needs the plan nevertheless.
-        notify(defrag_text(plan, stderr_paint()))
+        notify(defrag_text(plan, stderr_colors()))
     if final:
         return
     confirm(confirmation(plan), yes=yes)
@@ -76,7 +76,7 @@ def confirmation(plan: DefragView) -> str:
 
 
 def _write(view: DefragView, output: OutputFormat) -> None:
-    write_item(DEFRAGS, view, output, defrag_text(view, stdout_paint()))
+    write_item(DEFRAGS, view, output, defrag_text(view, stdout_colors()))
 
 
 async def _plan(gateway: str | None, request: DefragRequest) -> DefragView:

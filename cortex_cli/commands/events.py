@@ -14,7 +14,7 @@ from cortex_cli import options
 from cortex_cli.bulk import parse_seconds
 from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
-from cortex_cli.output import stdout_paint, write_items
+from cortex_cli.output import stdout_colors, write_items
 from cortex_cli.render.audit import EVENTS, entry_line
 from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_cli.terminal import write_out
@@ -81,7 +81,7 @@ async def _follow(
     replay: bool,
 ) -> None:
     """Write entries as they arrive; with `replay`, the past ones first."""
-    colors = stdout_paint()
+    colors = stdout_colors()
     async with aclosing(fleet_updates(gateway, replay=replay)) as updates:
         async for update in updates:
             if isinstance(update, ConnectionLost):

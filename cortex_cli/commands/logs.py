@@ -14,7 +14,7 @@ from cortex_cli.bulk import parse_seconds
 from cortex_cli.client import connect, run
 from cortex_cli.logs import LogSource, log_source, write_engine_log
 from cortex_cli.options import output_format, single_command
-from cortex_cli.output import stdout_paint, write_items
+from cortex_cli.output import stdout_colors, write_items
 from cortex_cli.render.log import LEVELS, LOG_LINES, format_line
 from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_cli.terminal import write_out
@@ -86,7 +86,7 @@ def logs(
 
 def _write_lines(lines: list[LogLine], output: OutputFormat, *, headers: bool) -> None:
     if output is OutputFormat.TABLE and lines:
-        text = "\n".join(format_line(line, stdout_paint()) for line in lines)
+        text = "\n".join(format_line(line, stdout_colors()) for line in lines)
         write_out(f"{text}\n")
     else:
         write_items(LOG_LINES, lines, output, headers=headers)
@@ -109,7 +109,7 @@ async def _follow(
     matches: LinePredicate,
     output: OutputFormat,
 ) -> None:
-    colors = stdout_paint()
+    colors = stdout_colors()
     async with client.daemon_log(source.node, lines=tail, follow=True) as stream:
         async for line in stream:
             if matches(line):

@@ -24,7 +24,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.error_exit import TimedOut
 from cortex_cli.logs import write_engine_log
 from cortex_cli.options import command_group, output_format
-from cortex_cli.output import list_fleet, stdout_paint
+from cortex_cli.output import list_fleet, stdout_colors
 from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import model_document, model_text
 from cortex_cli.render.output_format import OutputFormat
@@ -112,7 +112,7 @@ async def _describe(gateway: str | None, name: str, output: OutputFormat) -> str
         snapshot = await client.fleet()
     view = snapshot.model(detail.model)
     if output.tabular:
-        return model_text(detail, view, snapshot, stdout_paint())
+        return model_text(detail, view, snapshot, stdout_colors())
     return model_document(detail, view, snapshot, output)
 
 
@@ -148,7 +148,7 @@ def load(
         if dry_run:
             plan_request = PlanLoadRequest(model=name, node=where, devices=devices, replica=replica)
             plan = await client.plan_load(plan_request)
-            return Outcome(plan_text(plan, stdout_paint()), plan)
+            return Outcome(plan_text(plan, stdout_colors()), plan)
         request = LoadModelRequest(
             model=name,
             node=where,

@@ -10,7 +10,7 @@ from cortex_cli import options
 from cortex_cli.bulk import NODES, BulkAction, Outcome, confirm, parse_seconds, run_bulk
 from cortex_cli.client import fetch_fleet, run
 from cortex_cli.options import command_group, output_format
-from cortex_cli.output import list_fleet, stdout_paint, write_item
+from cortex_cli.output import list_fleet, stdout_colors, write_item
 from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import node_text
 from cortex_cli.render.output_format import OutputFormat
@@ -66,7 +66,7 @@ def describe(
     view = snapshot.node(node)
     if view is None:
         raise NodeNotFound.for_name(node, (n.name for n in snapshot.nodes))
-    text = node_text(view, snapshot, stdout_paint())
+    text = node_text(view, snapshot, stdout_colors())
     write_item(fleet_lists.NODES, view, output_format(output, as_json=json), text)
 
 

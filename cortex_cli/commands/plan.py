@@ -11,7 +11,7 @@ from cortex_cli import options
 from cortex_cli.bulk import parse_devices
 from cortex_cli.client import connect, run
 from cortex_cli.options import command_group, output_format
-from cortex_cli.output import stdout_paint, write_item
+from cortex_cli.output import stdout_colors, write_item
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.plan import (
@@ -66,7 +66,7 @@ def load(
     where, devices = parse_devices(node, gpu or [])
     request = PlanLoadRequest(model=model, node=where, devices=devices, replica=replica)
     plan = run(_plan(gateway, PLAN_LOAD, request))
-    write_item(PLANS, plan, output_format(output, as_json=json), plan_text(plan, stdout_paint()))
+    write_item(PLANS, plan, output_format(output, as_json=json), plan_text(plan, stdout_colors()))
     if plan.action == "impossible":
         raise typer.Exit(_EXIT_IMPOSSIBLE)
 
@@ -112,5 +112,5 @@ def defrag(
     request = DefragRequest(model=model, node=node, cross_node=cross_node)
     plan = run(_plan(gateway, PLAN_DEFRAG, request))
     write_item(
-        DEFRAGS, plan, output_format(output, as_json=json), defrag_text(plan, stdout_paint())
+        DEFRAGS, plan, output_format(output, as_json=json), defrag_text(plan, stdout_colors())
     )

@@ -10,7 +10,7 @@ from cortex_cli import options
 from cortex_cli.bulk import BulkAction, Outcome, parse_seconds, run_bulk
 from cortex_cli.client import connect, run
 from cortex_cli.options import command_group, output_format
-from cortex_cli.output import stdout_paint, write_items
+from cortex_cli.output import stdout_colors, stdout_width, write_items
 from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_cli.render.requests import REQUESTS, filter_requests
 from cortex_cli.watch import poll
@@ -60,12 +60,17 @@ def ls(
         return in_flight + finished
 
     if watch:
-        colors = stdout_paint()
+        colors = stdout_colors()
 
         def draw(requests: RequestList) -> str:
             rows = select(requests)
             return format_items(
-                REQUESTS, rows, selected.streaming, colors=colors, headers=not no_headers
+                REQUESTS,
+                rows,
+                selected.streaming,
+                colors=colors,
+                headers=not no_headers,
+                max_width=stdout_width(),
             )
 
         run(poll(gateway, lambda client: client.requests(fetched), draw, REQUESTS.empty_text))

@@ -9,7 +9,7 @@ import typer
 from cortex_cli import options
 from cortex_cli.client import fetch_fleet, run, target
 from cortex_cli.options import output_format, single_command
-from cortex_cli.output import stdout_paint
+from cortex_cli.output import stdout_colors
 from cortex_cli.render.fleet import problems
 from cortex_cli.render.output_format import OutputFormat, format_document
 from cortex_cli.render.status import status_text
@@ -44,7 +44,7 @@ def status(
 
 def _format(snapshot: FleetSnapshot, url: str, output: OutputFormat) -> str:
     if output.tabular:
-        return status_text(snapshot, url, stdout_paint())
+        return status_text(snapshot, url, stdout_colors())
     if output is OutputFormat.NAME:
         return "degraded" if problems(snapshot) else "ok"
     return format_document(

@@ -14,7 +14,7 @@ from cortex_cli import options
 from cortex_cli.bulk import parse_seconds
 from cortex_cli.client import client_config, fetch_fleet, run, target
 from cortex_cli.options import single_command
-from cortex_cli.output import stdout_paint
+from cortex_cli.output import stdout_colors
 from cortex_cli.render.status import status_text
 from cortex_cli.terminal import write_err, write_out
 from cortex_common.errors import NotSupported
@@ -55,7 +55,7 @@ def top(
     source_name = str(replay) if replay else target(gateway, os.environ).url
     if once or not _has_screen():
         snapshot = _single_snapshot(gateway, replay)
-        write_out(f"{status_text(snapshot, source_name, stdout_paint())}\n")
+        write_out(f"{status_text(snapshot, source_name, stdout_colors())}\n")
         return
     try:
         from cortex_cli.tui.app import Top

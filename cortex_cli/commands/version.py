@@ -12,7 +12,7 @@ from cortex_cli.client import fetch_fleet, run, target
 from cortex_cli.color import Colors
 from cortex_cli.error_exit import describe
 from cortex_cli.options import output_format, single_command
-from cortex_cli.output import notify, stderr_paint, stdout_paint
+from cortex_cli.output import notify, stderr_colors, stdout_colors
 from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
 from cortex_cli.terminal import write_out
 from cortex_common import __version__
@@ -60,10 +60,10 @@ def version(
             fleet = run(fetch_fleet(gateway))
         except CortexError as error:
             # The version of the command is still useful.
-            notify(describe(error, stderr_paint()))
+            notify(describe(error, stderr_colors()))
     selected = output_format(output, as_json=json)
     url = target(gateway, os.environ).url if fleet else None
-    write_out(_format(list_versions(fleet, url), selected, stdout_paint()) + "\n")
+    write_out(_format(list_versions(fleet, url), selected, stdout_colors()) + "\n")
 
 
 def list_versions(fleet: FleetSnapshot | None, url: str | None) -> list[ComponentVersion]:

@@ -66,14 +66,17 @@ def format_items(
     *,
     colors: Colors,
     headers: bool = True,
+    max_width: int | None = None,
 ) -> str:
-    """Return the items in a format, without a final newline; empty for an empty table."""
+    """Return the items in a format, without a final newline; empty for an empty table. For `max_width`, see `table`."""
     match output:
         case OutputFormat.TABLE | OutputFormat.WIDE:
             if not items:
                 return ""
             wide = output is OutputFormat.WIDE
-            return table(kind.columns, items, colors=colors, headers=headers, wide=wide)
+            return table(
+                kind.columns, items, colors=colors, headers=headers, wide=wide, max_width=max_width
+            )
         case OutputFormat.NAME:
             return "\n".join(neutralize_line(kind.name(item)) for item in items)
         case OutputFormat.JSONL:
