@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -71,14 +72,19 @@ class EventStream:
         self._mark_byte()
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
-        """Yield the events; comments are passed to `on_comment`."""
+        """Yield the events; comments are passed to `on_comment`.
+
+        A stream that is cut ends like any other: the gateway cuts one that failed, after an event that says why. The
+        last event tells whether the response is complete.
+        """
         parser = SseParser(on_comment=lambda text: self.on_comment(text.decode("utf-8", "replace")))
-        async for chunk in self._response.aiter_bytes():
-            self._mark_byte()
-            for event in parser.feed(chunk):
-                yield ServerEvent(
-                    event.name or "message", event.data, self._last_byte_at - self._sent_at
-                )
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            async for chunk in self._response.aiter_bytes():
+                self._mark_byte()
+                for event in parser.feed(chunk):
+                    yield ServerEvent(
+                        event.name or "message", event.data, self._last_byte_at - self._sent_at
+                    )
         for event in parser.close():
             yield ServerEvent(
                 event.name or "message", event.data, time.perf_counter() - self._sent_at
