@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from cortex_http.headers import Headers
 from cortex_http.server_request import RequestHandler, ServerRequest
+from cortex_http.websocket_connection import WebSocketHandler
 
 
 class Limits(Protocol):
@@ -92,6 +93,26 @@ class IdRouter(Router[H], Protocol[H]):
 
     def with_id(self, head: H, value: bytes) -> H:
         """Return the result of `match` for the same head with another value of that header."""
+        ...
+
+
+@runtime_checkable
+class WebSocketRouter(Protocol):
+    """A router that serves WebSockets, too."""
+
+    def match_websocket(
+        self, target: bytes, headers: Headers, peer: str | None
+    ) -> WebSocketHandler | None:
+        """Return what handles a WebSocket; None when this path has none.
+
+        Args:
+            target: Path and query as sent.
+            headers: Headers with names in lower case.
+            peer: IP address of the client.
+
+        Raises:
+            UpgradeRejected: The request is answered with an HTTP response.
+        """
         ...
 
 

@@ -9,9 +9,10 @@ Unlike uvicorn's protocol it also
 - limits the size of heads and trailers, of the bodies that the ASGI application gets, and the number of connections,
   and the time that heads and bodies take. A timer for each request would cost a microsecond; here a request notes when
   it was last waited for, and `check_timeouts`, called once a second, finds those that take too long.
-- declines every offer to switch to another protocol, as RFC 9110 (7.8) allows. Java's HttpClient offers HTTP/2 (h2c)
-  with its first request and sends that request's body either way. httptools takes what follows such a head for the
-  other protocol and would lose the body, so the request is parsed again without the offer.
+- opens WebSockets, on the paths that the router serves.
+- declines every other offer to switch to another protocol, as RFC 9110 (7.8) allows. Java's HttpClient offers HTTP/2
+  (h2c) with its first request and sends that request's body either way. httptools takes what follows such a head for
+  the other protocol and would lose the body, so the request is parsed again without the offer.
 
 Written against uvicorn 0.32 to 0.54; `incompatibility` says at startup whether what this uses is there.
 """
@@ -32,8 +33,14 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from cortex_http.head_cache import CachedHead, CachedHeadWithId
 from cortex_http.request_times import RequestTimes
-from cortex_http.routing import IdRouter, Router, path_of
+from cortex_http.routing import IdRouter, Router, WebSocketRouter, path_of
 from cortex_http.server_request import LINGER_S, ServerRequest
+from cortex_http.websocket_connection import (
+    UpgradeRejected,
+    WebSocketConnection,
+    handshake,
+    websocket_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +151,12 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
                 if self._declining_upgrade:
-                    # Parse the request again without its offer; the parser says where its head ended.
                     self._declining_upgrade = False
-                    pieces += (piece[upgrade.args[0] :], memoryview(self._head_without_upgrade()))
+                    rest = piece[upgrade.args[0] :]  # the parser says where the head ended
+                    if self._open_websocket(bytes(rest)):
+                        return
+                    # Parse the request again without its offer.
+                    pieces += (rest, memoryview(self._head_without_upgrade()))
                     self.parser = self._new_parser()
                 elif self._should_upgrade():
                     self.handle_websocket_upgrade()
@@ -157,6 +167,34 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
             except httptools.HttpParserError as failed:
                 self._refuse_bytes(failed)
                 return
+
+    def _open_websocket(self, rest: bytes) -> bool:
+        """Open a WebSocket if the request asks for one that there is; return whether it has been answered.
+
+        Args:
+            rest: What follows the request.
+        """
+        router = self.router
+        key = websocket_key(self.parser.get_method(), self.headers)
+        current: RequestResponseCycle | None = self.cycle
+        is_responding = current is not None and not current.response_complete
+        if key is None or is_responding or not isinstance(router, WebSocketRouter):
+            return False
+        peer = self.client[0] if self.client else None
+        try:
+            handler = router.match_websocket(self.url, self.headers, peer)
+        except UpgradeRejected as rejected:
+            self._rejected = True
+            self.transport.write(rejected.response)
+            self.transport.close()
+            return True
+        if handler is None:
+            return False
+        self._rejected = True  # nothing more is parsed as HTTP
+        self.connections.discard(self)
+        self.transport.write(handshake(key))
+        WebSocketConnection(self.transport, handler, self.connections).data_received(rest)
+        return True
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)

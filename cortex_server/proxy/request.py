@@ -222,7 +222,7 @@ class ProxyRequest:
         fleet, head, key = self.context.fleet, self.head, self.key
         assert key is not None
         try:
-            stored = self.context.responses.of(key)
+            stored = self.context.responses.of(key, head.connection)
             adapter = self.adapter = head.route.read(head, self.record.ident, body, stored)
             name = adapter.name
             if len(name) > MAX_NAME_LENGTH:

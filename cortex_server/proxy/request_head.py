@@ -54,6 +54,7 @@ class RequestHead:
         forwarded: Headers that the engine gets, as lines.
         session: Id of the conversation; empty when no header identifies one.
         form: Whether the body is a form instead of JSON.
+        connection: Number of the WebSocket that the request came through; 0 if none.
     """
 
     route: Route
@@ -64,6 +65,7 @@ class RequestHead:
     forwarded: bytes
     session: bytes
     form: bool
+    connection: int = 0
 
     @classmethod
     def from_headers(

@@ -1,14 +1,15 @@
 """Recent responses of the Responses API, in memory, for `previous_response_id` and references to items.
 
-A key sees its own responses only. The least recently used ones are forgotten first: when a key has too many or they
-are too large, those of the key; when all are too large, any.
+A key sees its own responses only. A response that is not to be stored can be kept for the WebSocket that it was sent
+through: only requests of that connection see it, and it is forgotten with the connection. The least recently used ones
+are forgotten first: when a key has too many or they are too large, those of the key; when all are too large, any.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import Raw
 
@@ -33,6 +34,7 @@ class StoredResponse:
         input: the items of the request, as JSON.
         output: the items of the response by their ids, as JSON.
         body: the response as JSON.
+        connection: the WebSocket that it is kept for; 0 if the key can see it.
     """
 
     id: str
@@ -40,6 +42,7 @@ class StoredResponse:
     input: tuple[bytes, ...]
     output: dict[str, bytes]
     body: bytes
+    connection: int = 0
 
     @property
     def size(self) -> int:
@@ -85,9 +88,9 @@ class ResponseStore:
         while self._recent and self._size > max_bytes:
             self._forget(*next(iter(self._recent)))
 
-    def of(self, key: Key) -> OwnResponses:
-        """Return what a key may see."""
-        return OwnResponses(self, (key.name, key.hash))
+    def of(self, key: Key, connection: int = 0) -> OwnResponses:
+        """Return what a key may see, through a WebSocket if this is not 0."""
+        return OwnResponses(self, (key.name, key.hash), connection)
 
     def put(self, owner: Owner, response: StoredResponse) -> None:
         """Store a response, unless it alone is too large."""
@@ -118,12 +121,11 @@ class ResponseStore:
         self._recent.move_to_end((owner, response_id))
         return found
 
-    def find_item(self, owner: Owner, item_id: str) -> bytes | None:
-        """Return an item of a response's output."""
+    def find(self, owner: Owner, item_id: str) -> StoredResponse | None:
+        """Return the response with this item in its output."""
         shelf = self._shelves.get(owner)
         response_id = shelf and shelf.items.get(item_id)
-        found = self.get(owner, response_id) if response_id else None
-        return found.output[item_id] if found else None
+        return self.get(owner, response_id) if response_id else None
 
     def delete(self, owner: Owner, response_id: str) -> bool:
         """Forget a response; return whether it was stored."""
@@ -132,6 +134,13 @@ class ResponseStore:
             return False
         self._forget(owner, response_id)
         return True
+
+    def forget_connection(self, owner: Owner, connection: int) -> None:
+        """Forget what was kept for a WebSocket."""
+        shelf = self._shelves.get(owner)
+        kept = shelf.responses.values() if shelf is not None else ()
+        for response_id in [turn.id for turn in kept if turn.connection == connection]:
+            self._forget(owner, response_id)
 
     def _forget(self, owner: Owner, response_id: str) -> None:
         shelf = self._shelves[owner]
@@ -147,27 +156,41 @@ class ResponseStore:
 
 @dataclass(frozen=True, slots=True)
 class OwnResponses:
-    """The stored responses of one key."""
+    """The stored responses of one key.
+
+    Attributes:
+        store: the stored responses of all keys.
+        owner: the key.
+        connection: the WebSocket that is used; 0 if none is.
+    """
 
     store: ResponseStore
     owner: Owner
+    connection: int = 0
 
-    def put(self, response: StoredResponse) -> None:
-        """Store a response."""
-        self.store.put(self.owner, response)
+    def put(self, response: StoredResponse, *, stored: bool) -> None:
+        """Store a response, or else keep it for the WebSocket, if there is one."""
+        if stored or self.connection:
+            kept = response if stored else replace(response, connection=self.connection)
+            self.store.put(self.owner, kept)
 
     def get(self, response_id: str) -> StoredResponse | None:
         """Return a response."""
-        return self.store.get(self.owner, response_id)
+        return self._visible(self.store.get(self.owner, response_id))
 
     def delete(self, response_id: str) -> bool:
         """Forget a response; return whether it was stored."""
-        return self.store.delete(self.owner, response_id)
+        return self.get(response_id) is not None and self.store.delete(self.owner, response_id)
+
+    def forget_connection(self) -> None:
+        """Forget what was kept for the WebSocket."""
+        if self.connection:
+            self.store.forget_connection(self.owner, self.connection)
 
     def item(self, item_id: str) -> Raw | None:
         """Return one item; None if it is not stored."""
-        found = self.store.find_item(self.owner, item_id)
-        return None if found is None else Raw(found)
+        found = self._visible(self.store.find(self.owner, item_id))
+        return None if found is None else Raw(found.output[item_id])
 
     def conversation(self, response_id: str) -> Sequence[Raw] | None:
         """Return all items up to the end of a response; None if it, or one before it, is not stored."""
@@ -181,3 +204,6 @@ class OwnResponses:
             turn_id = turn.previous
         items = (item for turn in reversed(turns) for item in (*turn.input, *turn.output.values()))
         return [Raw(item) for item in items]
+
+    def _visible(self, found: StoredResponse | None) -> StoredResponse | None:
+        return found if found is not None and found.connection in {0, self.connection} else None

@@ -11,11 +11,14 @@ from cortex_server.proxy.errors import protocol_error
 from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.request import ProxyRequest
 from cortex_server.proxy.request_head import RequestHead
+from cortex_server.proxy.responses_websocket import ResponsesWebSocket, open_websocket
 from cortex_server.proxy.routes import ROUTES
+
+_WEBSOCKET_PATH = b"/v1/responses"
 
 
 class InferenceRouter:
-    """Handles POST requests to the inference routes.
+    """Handles POST requests to the inference routes, and the WebSocket of the Responses API.
 
     Args:
         context: Shared state of the proxy.
@@ -46,6 +49,21 @@ class InferenceRouter:
         handler = ProxyRequest(self._context, self._inflight.requests, request, head)
         handler.admit(request.length)
         return handler
+
+    def match_websocket(
+        self, target: bytes, headers: Headers, peer: str | None
+    ) -> ResponsesWebSocket | None:
+        """Return what handles a WebSocket on /v1/responses.
+
+        Raises:
+            UpgradeRejected: The client may not use it.
+        """
+        path, _, query = target.partition(b"?")
+        if path != _WEBSOCKET_PATH:
+            return None
+        kept = [header for header in headers if header[0] != b"x-request-id"]
+        head = RequestHead.from_headers(ROUTES[path], query, kept, peer)
+        return open_websocket(self._context, self._inflight.requests, head)
 
     def error_body(self, status: int) -> bytes:
         """Return the body of a response to a request that the protocol rejects."""

@@ -99,7 +99,7 @@ class ResponsesAdapter(TranslatingAdapter):
         return translate
 
     def _store(self, response: Response) -> None:
-        if response.store:
+        if response.store or self._stored.connection:
             turn = StoredResponse(
                 id=response.id,
                 previous=response.previous_response_id,
@@ -107,7 +107,7 @@ class ResponsesAdapter(TranslatingAdapter):
                 output={item.id: msgspec.json.encode(item) for item in response.output},
                 body=msgspec.json.encode(response),
             )
-            self._stored.put(turn)
+            self._stored.put(turn, stored=response.store)
 
     @override
     def error_response(self, error: CortexError) -> tuple[int, bytes]:
