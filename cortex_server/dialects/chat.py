@@ -1,7 +1,8 @@
 """Types of the OpenAI chat completions API: requests sent to engines, and the responses they return.
 
-Requests are strict. Responses are lenient: every field can be missing or null, unknown fields are ignored, and the
-arguments of a tool call stay raw, because some engines send an object instead of a string.
+Requests are strict. In responses every field can be missing or null, unknown fields are ignored, and the arguments of a
+tool call stay raw, because some engines send an object instead of a string. What has another type is decoded by
+`lenient`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from cortex_server.dialects.lenient import UnreadableContent, decode_leniently, lenient_string
+from cortex_server.dialects.usage import Usage
+
 T = TypeVar("T")
 
 # --- requests -----------------------------------------------------------------------------------
 
 
 class ImageUrl(Struct, frozen=True):
-    """The location of an image: a URL, or a data URL that contains it."""
+    """The location of an image: a URL, or a data URL that contains it; `detail` is the resolution to look at it."""
 
     url: str
+    detail: str | UnsetType = UNSET
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
@@ -180,65 +185,6 @@ def unset_if_none(value: T | None) -> T | UnsetType:
 
 # --- responses ----------------------------------------------------------------------------------
 
-_MAX_TOKEN_COUNT = 1 << 40
-
-
-class PromptTokensDetails(Struct, gc=False):
-    """`usage.prompt_tokens_details`."""
-
-    cached_tokens: int | None = None
-
-
-class CompletionTokensDetails(Struct, gc=False):
-    """`usage.completion_tokens_details`."""
-
-    reasoning_tokens: int | None = None
-
-
-class Usage(Struct):
-    """Token counts reported by the engine; completion tokens include reasoning."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptTokensDetails | None = None
-    completion_tokens_details: CompletionTokensDetails | None = None
-
-    @property
-    def prompt(self) -> int:
-        """Prompt tokens, including cached ones."""
-        return self.prompt_tokens or 0
-
-    @property
-    def completion(self) -> int:
-        """Completion tokens."""
-        return self.completion_tokens or 0
-
-    @property
-    def cached(self) -> int:
-        """Prompt tokens that came from the engine's cache."""
-        details = self.prompt_tokens_details
-        return min((details.cached_tokens or 0) if details else 0, self.prompt)
-
-    @property
-    def reasoning(self) -> int:
-        """Completion tokens spent on reasoning, if the engine reports them."""
-        details = self.completion_tokens_details
-        return (details.reasoning_tokens or 0) if details else 0
-
-    @property
-    def bounded_counts(self) -> tuple[int, int, int]:
-        """Prompt, completion and cached tokens, clamped to a sane range.
-
-        A counter must never decrease, and SQLite would reject a batch with an integer that is too large.
-        """
-        prompt, details = _clamp_count(self.prompt_tokens), self.prompt_tokens_details
-        cached = min(_clamp_count(details.cached_tokens), prompt) if details is not None else 0
-        return prompt, _clamp_count(self.completion_tokens), cached
-
-
-def _clamp_count(tokens: int | None) -> int:
-    return min(max(tokens or 0, 0), _MAX_TOKEN_COUNT)
-
 
 class FunctionDelta(Struct):
     """The `function` of a `ToolCallDelta`."""
@@ -255,38 +201,63 @@ class ToolCallDelta(Struct):
     function: FunctionDelta | None = None
 
 
-class AssistantMessage(Struct):
-    """The delta of a chunk, or the message of an unstreamed response; both have the same fields."""
+class ReasoningDetail(Struct):
+    """An entry of OpenRouter's `reasoning_details`; encrypted entries have neither field."""
 
-    content: str | list[Raw] | None = None
+    text: str | None = None
+    summary: str | None = None
+
+
+class AssistantMessage(Struct):
+    """The delta of a chunk, or the message of an unstreamed response; both have the same fields.
+
+    `function_call` is the older form of a single tool call.
+    """
+
+    content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
     refusal: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
 
     @property
     def reasoning_text(self) -> str | None:
-        """The reasoning, under either of the two names that engines use."""
-        return self.reasoning_content or self.reasoning
+        """The reasoning, under one of the three names that engines use."""
+        if text := self.reasoning_content or self.reasoning:
+            return text
+        details = self.reasoning_details
+        return "".join(d.text or d.summary or "" for d in details) if details else None
 
     @property
     def text(self) -> str | None:
-        """The content, with text parts joined."""
-        if not isinstance(self.content, list):
-            return self.content
-        return "".join(_part_text(part) for part in self.content)
+        """The visible text."""
+        return self.content
+
+    @property
+    def calls(self) -> list[ToolCallDelta]:
+        """The tool calls, including an older `function_call`."""
+        if not self.tool_calls and self.function_call is not None:
+            return [ToolCallDelta(function=self.function_call)]
+        return self.tool_calls or []
 
 
 class Choice(Struct):
-    """A choice of a chunk (with `delta`) or of an unstreamed response (with `message`)."""
+    """A choice of a chunk (with `delta`) or of an unstreamed response (with `message`).
+
+    `text` is from text completions; Moonshot sends the usage of a stream in the choice.
+    """
 
     index: int | None = None
     delta: AssistantMessage | None = None
     message: AssistantMessage | None = None
+    text: str | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     matched_stop: str | int | None = None
     stopping_word: str | None = None
+    usage: Usage | None = None
 
     @property
     def stop_sequence(self) -> str | None:
@@ -304,36 +275,67 @@ class ChatCompletion(Struct):
     id: str | int | None = None
     choices: list[Choice] | None = None
     usage: Usage | None = None
-    error: Raw = Raw()
+    error: Raw | UnsetType = UNSET
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is an error."""
+        return self.error is not UNSET and bytes(self.error) not in _NO_ERROR
 
 
-class _TextOnly(Struct):
-    text: str = ""
+_NO_ERROR = {b"null", b"false", b"{}", b'""'}
 
+decode_strictly = msgspec.json.Decoder(ChatCompletion).decode
+"""Decodes a chunk or an unstreamed response that has the types of the API."""
 
-_completions = msgspec.json.Decoder(ChatCompletion)
-_text_parts = msgspec.json.Decoder(_TextOnly)
 _strings = msgspec.json.Decoder(str)
 
 
-def parse_completion(data: bytes) -> ChatCompletion | None:
-    """Parse a chunk or an unstreamed response of an engine; return None if it is neither."""
+def is_well_formed_chunk(data: bytes) -> bool:
+    """Return whether a chunk has the types of the API, and no `message` in place of its `delta`."""
     try:
-        return _completions.decode(data)
+        choices = decode_strictly(data).choices
     except (ValueError, RecursionError):
-        return None
+        return False
+    return all(choice.message is None for choice in choices or ())
+
+
+def parse_completion(data: bytes) -> ChatCompletion:
+    """Parse a chunk or an unstreamed response of an engine, leniently where necessary.
+
+    Raises:
+        UnreadableContent: it is neither, or text or a tool call in it can't be read.
+    """
+    try:
+        return decode_strictly(data)
+    except (ValueError, RecursionError):
+        return _parse_leniently(data)
+
+
+def _parse_leniently(data: bytes) -> ChatCompletion:
+    try:
+        return decode_strictly(msgspec.json.encode(decode_leniently(data)))
+    except UnreadableContent:
+        raise
+    except (ValueError, RecursionError) as failed:
+        raise UnreadableContent(f"it is not a chat completion: {failed}") from None
 
 
 def arguments_text(raw: Raw) -> str:
     """Return the arguments of a tool call as JSON text, converting an object to text.
 
     Raises:
-        ValueError: the arguments are not valid UTF-8 or JSON.
+        ValueError: the arguments are not JSON.
     """
     data = bytes(raw)
     if not data or data == b"null":
         return ""
-    return _strings.decode(data) if data.startswith(b'"') else data.decode()
+    if not data.startswith(b'"'):
+        return data.decode("utf-8", "replace")
+    try:
+        return _strings.decode(data)
+    except ValueError:
+        return lenient_string(data)
 
 
 def parse_object(text: str) -> Raw | None:
@@ -345,8 +347,14 @@ def parse_object(text: str) -> Raw | None:
     return Raw(text.encode()) if isinstance(parsed, dict) else None
 
 
-def _part_text(part: Raw) -> str:
-    try:
-        return _text_parts.decode(part).text
-    except ValueError:
-        return ""
+def arguments_object(text: str) -> Raw:
+    """Return the arguments of a tool call as an object, for APIs that have no other form.
+
+    What is not an object, such as arguments that were cut off, is kept as text under the key "arguments": the tool then
+    rejects the call and the model sees why, where an empty object would call the tool with its defaults.
+    """
+    stripped = text.strip()
+    if not stripped:
+        return Raw(b"{}")
+    parsed = parse_object(stripped)
+    return Raw(msgspec.json.encode({"arguments": text})) if parsed is None else parsed

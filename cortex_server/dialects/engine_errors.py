@@ -23,7 +23,10 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from cortex_server.dialects.chat import Choice, Usage, parse_completion
+from cortex_server.dialects import finish_reasons
+from cortex_server.dialects.chat import Choice, parse_completion
+from cortex_server.dialects.lenient import UnreadableContent
+from cortex_server.dialects.usage import Usage
 
 _CONTEXT_OVERFLOW = re.compile(
     r"""maximum\ context\ length
@@ -127,14 +130,21 @@ def first_choice(body: bytes) -> tuple[Choice, Usage | None]:
     Raises:
         CortexError: the body is an error sent with status 200, or not a chat completion.
     """
-    completion = parse_completion(body)
-    if completion is None:
-        raise UpstreamFailed("The engine's response is not a chat completion in JSON")
-    if (error := bytes(completion.error)) and error != b"null":
+    try:
+        completion = parse_completion(body)
+    except UnreadableContent as failed:
+        raise UpstreamFailed(f"The engine's response can't be read: {failed}") from None
+    if completion.is_error:
         raise error_from_event(body)
     if not completion.choices:
         raise UpstreamFailed("The engine's response has no choices")
-    return completion.choices[0], completion.usage
+    choice = completion.choices[0]
+    failure = finish_reasons.failure(choice.finish_reason or "")
+    if failure is not None:
+        raise failure
+    if choice.message is not None:
+        choice.message.tool_calls = choice.message.calls
+    return choice, completion.usage or choice.usage
 
 
 def _parse(body: bytes) -> _ErrorFields | None:

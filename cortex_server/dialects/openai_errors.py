@@ -35,7 +35,7 @@ def engine_error_response(status: int, body: bytes) -> tuple[int, bytes]:
     error = error_from_response(status, body)
     if isinstance(error, PromptTooLong) or (isinstance(error, BadRequest) and status >= 500):
         return error.status, encode_engine_error(error)
-    return status, (body if _is_openai_error(body) else encode_engine_error(error))
+    return status, (body if is_openai_error(body) else encode_engine_error(error))
 
 
 def encode_engine_error(error: CortexError) -> bytes:
@@ -44,7 +44,8 @@ def encode_engine_error(error: CortexError) -> bytes:
     return msgspec.json.encode({"error": fields})
 
 
-def _is_openai_error(body: bytes) -> bool:
+def is_openai_error(body: bytes) -> bool:
+    """Return whether a body is an error in OpenAI's format."""
     try:
         return bytes(_error_bodies.decode(body).error).startswith(b"{")
     except (ValueError, RecursionError):

@@ -1,16 +1,51 @@
 """Assembly of streamed tool calls: which call a fragment belongs to, and the order in which calls are emitted.
 
 Engines number fragments in every imaginable way: by index, all with index 0, without an index, with id and name in
-every fragment, several complete calls in one chunk, calls interleaved.
+every fragment, several complete calls in one chunk, calls interleaved. Some send the arguments cumulatively, or once
+more as a whole at the end.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import msgspec
 
 from cortex_server.dialects.chat import ToolCallDelta, arguments_text, parse_object
+
+_STRUCTURE = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+
+
+class Nesting:
+    """Finds the end of a JSON object in fragments of its text, in linear time."""
+
+    __slots__ = ("_depth", "_escaped", "_in_string", "_opened")
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._opened = self._in_string = self._escaped = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether as many braces and brackets were closed as were opened."""
+        return self._opened and self._depth == 0 and not self._in_string
+
+    def scan(self, text: str) -> None:
+        """Continue with more of the text, which is not empty."""
+        if self._escaped:
+            text = text[1:]
+        for character in _STRUCTURE.findall(text):
+            if character == '"':
+                self._in_string = not self._in_string
+            elif not self._in_string and character in "{[":
+                self._opened = True
+                self._depth += 1
+            elif not self._in_string and character in "}]":
+                self._depth -= 1
+        self._escaped = (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 
 @dataclass(slots=True)
@@ -22,7 +57,7 @@ class PartialToolCall:
         engine_index: the index that the engine gave it, if any.
         engine_id: the id that the engine gave it; empty until it does.
         name: the function; empty until the engine names it.
-        fragments: the fragments of its arguments so far.
+        fragments: the fragments of its arguments so far, without repetitions.
     """
 
     position: int
@@ -30,6 +65,9 @@ class PartialToolCall:
     engine_id: str = ""
     name: str = ""
     fragments: list[str] = field(default_factory=list)
+    _size: int = 0
+    _nesting: Nesting = field(default_factory=Nesting)
+    _scanned: int = 0
 
     @property
     def arguments(self) -> str:
@@ -39,11 +77,41 @@ class PartialToolCall:
     @property
     def is_complete(self) -> bool:
         """Whether the arguments are one complete JSON object, so that nothing can follow."""
-        return (
-            bool(self.fragments)
-            and self.fragments[-1].rstrip().endswith("}")
-            and parse_object(self.arguments) is not None
-        )
+        while self._scanned < len(self.fragments):
+            self._nesting.scan(self.fragments[self._scanned])
+            self._scanned += 1
+        return self._nesting.is_closed and parse_object(self.arguments) is not None
+
+    def add_arguments(self, text: str) -> str:
+        """Add a fragment of the arguments; return the part of it that is new.
+
+        A fragment that starts with all that came before is cumulative. Arguments are an object, in which no fragment
+        but the first can start with a brace unless it is inside a string.
+        """
+        if self._size and text.lstrip().startswith("{"):
+            text = self._without_repetition(text)
+        if text:
+            self.fragments.append(text)
+            self._size += len(text)
+        return text
+
+    def _without_repetition(self, text: str) -> str:
+        if len(text) >= self._size:
+            known = self.arguments
+            if text.startswith(known):
+                return text[self._size :]
+        return "" if self.has_arguments(text) else text
+
+    def has_arguments(self, text: str) -> bool:
+        """Return whether the arguments are complete and the text has the same, perhaps with other white space."""
+        return self.is_complete and _parse(text) == _parse(self.arguments)
+
+
+class Fragment(NamedTuple):
+    """A fragment of a tool call: the call that it belongs to, and the part of its arguments that is new."""
+
+    call: PartialToolCall
+    arguments: str
 
 
 class ToolCallTracker:
@@ -59,10 +127,8 @@ class ToolCallTracker:
         self.calls: list[PartialToolCall] = []
         self._latest: PartialToolCall | None = None
 
-    def add(
-        self, engine_index: int | None, engine_id: str, name: str, arguments: str
-    ) -> PartialToolCall:
-        """Add a fragment to the call it belongs to, which can be a new one, and return that call.
+    def add(self, engine_index: int | None, engine_id: str, name: str, arguments: str) -> Fragment:
+        """Add a fragment to the call it belongs to, which can be a new one.
 
         Args:
             engine_index: the index of the fragment, if it has one.
@@ -70,22 +136,20 @@ class ToolCallTracker:
             name: the function name; empty if the fragment has none.
             arguments: the fragment of the arguments.
         """
-        call = self._find(engine_index, engine_id, name)
+        call = self._find(engine_index, engine_id, name, arguments)
         if call is None:
             call = PartialToolCall(len(self.calls), engine_index)
             self.calls.append(call)
         call.engine_id = call.engine_id or engine_id
         call.name = call.name or name
-        if arguments:
-            call.fragments.append(arguments)
         self._latest = call
-        return call
+        return Fragment(call, call.add_arguments(arguments))
 
     def add_delta(self, delta: ToolCallDelta) -> None:
         """Add a decoded fragment; an empty one starts no call.
 
         Raises:
-            ValueError: the arguments are not text.
+            ValueError: the arguments can't be read.
         """
         function = delta.function
         arguments = arguments_text(function.arguments) if function else ""
@@ -93,21 +157,33 @@ class ToolCallTracker:
         if delta.id or name or arguments:
             self.add(delta.index, delta.id or "", name, arguments)
 
-    def _find(self, engine_index: int | None, engine_id: str, name: str) -> PartialToolCall | None:
+    def _find(
+        self, engine_index: int | None, engine_id: str, name: str, arguments: str
+    ) -> PartialToolCall | None:
         if engine_id:
             for call in reversed(self.calls):
                 if call.engine_id == engine_id and engine_index in {None, call.engine_index}:
                     return call
         same_index = (c for c in reversed(self.calls) if c.engine_index == engine_index)
         candidate = self._latest if engine_index is None else next(same_index, None)
-        if candidate is None or (engine_id and candidate.engine_id):
+        if candidate is None:
             return None
-        return None if _starts_new_call(candidate, engine_id, name) else candidate
+        if engine_id and candidate.engine_id:
+            # vLLM gave each fragment another id for a while.
+            is_same = engine_index is not None and not name and not candidate.is_complete
+            return candidate if is_same else None
+        if not (name and candidate.name and candidate.is_complete) or engine_id:
+            return candidate
+        is_same_function = engine_index is not None and name == candidate.name
+        return candidate if is_same_function and candidate.has_arguments(arguments) else None
 
 
-def _starts_new_call(call: PartialToolCall, engine_id: str, name: str) -> bool:
-    """Return whether a fragment with the index of `call`, but without an id, starts another call."""
-    return bool(name and call.name) and not engine_id and call.is_complete
+def _parse(text: str) -> object:
+    """Return the value of a JSON text; text that is not JSON is equal to nothing."""
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return object()
 
 
 class ToolCallHandler(Protocol):
@@ -152,7 +228,7 @@ class ToolCallSequencer:
         """Add a fragment and emit what can be emitted.
 
         Raises:
-            ValueError: the arguments are not text.
+            ValueError: the arguments can't be read.
         """
         self._tracker.add_delta(delta)
         self._emit(at_end=False)

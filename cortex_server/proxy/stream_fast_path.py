@@ -13,7 +13,8 @@ import re
 from os import write
 
 from cortex_http.splice import ChunkSplice
-from cortex_server.dialects.stream.repair import StreamRepair, is_string_content
+from cortex_server.dialects.stream.event_template import is_string_content
+from cortex_server.dialects.stream.repair import StreamRepair
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,3})\r\n")
 

@@ -11,12 +11,12 @@ from msgspec import Raw, Struct
 from cortex_server.dialects.chat import (
     AssistantMessage,
     ToolCallDelta,
-    Usage,
     arguments_text,
     parse_object,
 )
 from cortex_server.dialects.engine_errors import first_choice
 from cortex_server.dialects.tool_calls import ToolCallIds
+from cortex_server.dialects.usage import Usage
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
 

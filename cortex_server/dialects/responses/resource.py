@@ -7,9 +7,9 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.responses.parameters import ResponsesRequest, TextFormat
 from cortex_server.dialects.responses.tools import echo_tools
+from cortex_server.dialects.usage import Usage
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

@@ -6,6 +6,7 @@ and the stream is aggregated here: chat and text completions, with any number of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,10 +14,20 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_common.sse import SseEvent, SseParser
-from cortex_server.dialects.chat import AssistantMessage, FunctionCall, ToolCall, Usage
+from cortex_server.dialects import finish_reasons
+from cortex_server.dialects.chat import (
+    AssistantMessage,
+    FunctionCall,
+    ToolCall,
+    ToolCallDelta,
+)
 from cortex_server.dialects.engine_errors import error_from_event
+from cortex_server.dialects.json_input import is_utf8
+from cortex_server.dialects.lenient import UnreadableContent, decode_leniently
+from cortex_server.dialects.stream.chunk_decoder import decode_lines, unreadable_chunk
 from cortex_server.dialects.stream.text import SplitCharacterBuffer
 from cortex_server.dialects.tool_calls import ToolCallIds, ToolCallTracker
+from cortex_server.dialects.usage import Usage
 
 
 class StreamAggregator:
@@ -48,7 +59,7 @@ class StreamAggregator:
     def usage(self) -> Usage | None:
         """The engine's usage, once received."""
         try:
-            return None if self._usage is UNSET else _usages.decode(self._usage)
+            return None if self._usage is UNSET else _decode_usage(self._usage)
         except ValueError:
             return None
 
@@ -73,14 +84,17 @@ class StreamAggregator:
         """
         for event in self._parser.close():
             self._handle_event(event)
-        finished = self._done or any(c.finish_reason for c in self._choices.values())
-        if self.error is None and not (finished and self._first and self._choices):
+        if self.error is None and not self._is_complete:
             self.error = UpstreamFailed(
                 "The engine's stream ended before the response was complete"
             )
         if self.error is not None:
             raise self.error
         return msgspec.json.encode(self._build())
+
+    @property
+    def _is_complete(self) -> bool:
+        return bool(self._choices) and all(c.finish_reason for c in self._choices.values())
 
     def _handle_event(self, event: SseEvent) -> None:
         if self._done or self.error is not None:
@@ -90,24 +104,48 @@ class StreamAggregator:
         elif event.name == "error":
             self.error = error_from_event(event.data)
         elif event.name in {"", "message"}:
-            self._handle_chunk(event.data)
+            try:
+                for chunk in self._decode_event(event.data):
+                    self._handle_chunk(chunk, event.data)
+            except UnreadableContent as failed:
+                self.error = unreadable_chunk(event.data, failed)
+            except ValueError as failed:
+                self.error = UpstreamFailed(
+                    f"The engine sent a tool call that can't be read: {failed}"
+                )
 
-    def _handle_chunk(self, data: bytes) -> None:
+    def _decode_event(self, data: bytes) -> Sequence[_Chunk]:
+        if not self._characters.pending and is_utf8(data):
+            try:
+                return (_decode_strictly(data),)
+            except (ValueError, RecursionError):
+                pass
+        return decode_lines(data, self._decode_chunk)
+
+    def _decode_chunk(self, data: bytes) -> _Chunk:
+        data = self._characters.rejoin(data)
         try:
-            chunk = _chunks.decode(self._characters.rejoin(data))
-            if bytes(chunk.error) not in {b"", b"null"}:
-                self.error = error_from_event(data)
-                return
-            for choice in chunk.choices or ():
-                self._choices.setdefault(choice.index or 0, _PartialChoice()).add(choice)
+            return _decode_strictly(data)
         except (ValueError, RecursionError):
-            self.error = UpstreamFailed("The engine sent a chunk that is not JSON")
+            return _decode_strictly(msgspec.json.encode(decode_leniently(data)))
+
+    def _handle_chunk(self, chunk: _Chunk, data: bytes) -> None:
+        if chunk.error is not UNSET and bytes(chunk.error) not in _NOTHING:
+            self.error = error_from_event(data)
             return
+        for choice in chunk.choices or ():
+            self._choices.setdefault(max(0, choice.index or 0), _PartialChoice()).add(choice)
+            self._keep_usage(choice.usage)
+            if choice.finish_reason:
+                self.error = self.error or finish_reasons.failure(choice.finish_reason)
         self.events += 1
         self._first = self._first or chunk
         self._last = chunk
-        if bytes(chunk.usage) not in {b"", b"null"}:
-            self._usage = chunk.usage
+        self._keep_usage(chunk.usage)
+
+    def _keep_usage(self, usage: Raw | UnsetType) -> None:
+        if usage is not UNSET and bytes(usage) not in _NOTHING:
+            self._usage = usage
 
     def _build(self) -> _Completion:
         first = self._first
@@ -131,10 +169,12 @@ class StreamAggregator:
 class _ChunkChoice(Struct):
     index: int | None = None
     delta: AssistantMessage | None = None
+    message: AssistantMessage | None = None
     text: str | None = None
     finish_reason: str | None = None
     stop_reason: Raw | UnsetType = UNSET
     logprobs: dict[str, list[Raw] | None] | None = None
+    usage: Raw | UnsetType = UNSET
 
 
 class _Chunk(Struct):
@@ -145,8 +185,8 @@ class _Chunk(Struct):
     service_tier: Raw | UnsetType = UNSET
     timings: Raw | UnsetType = UNSET
     choices: list[_ChunkChoice] | None = None
-    usage: Raw = Raw()
-    error: Raw = Raw()
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
 
 
 class _Message(Struct):
@@ -155,6 +195,7 @@ class _Message(Struct):
     refusal: str | None = None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class _Choice(Struct):
@@ -178,8 +219,9 @@ class _Completion(Struct):
     timings: Raw | UnsetType
 
 
-_chunks = msgspec.json.Decoder(_Chunk)
-_usages = msgspec.json.Decoder(Usage)
+_decode_strictly = msgspec.json.Decoder(_Chunk).decode
+_decode_usage = msgspec.json.Decoder(Usage).decode
+_NOTHING = {b"null", b"{}", b"false", b'""'}
 
 
 @dataclass(slots=True)
@@ -190,6 +232,7 @@ class _PartialChoice:
     reasoning: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     calls: ToolCallTracker = field(default_factory=ToolCallTracker)
+    function_call: ToolCallTracker = field(default_factory=ToolCallTracker)
     logprobs: dict[str, list[Raw]] = field(default_factory=dict)
     is_text: bool = False
     finish_reason: str | None = None
@@ -199,15 +242,17 @@ class _PartialChoice:
         """Add the same choice of another chunk.
 
         Raises:
-            ValueError: the arguments of a tool call are not text.
+            ValueError: the arguments of a tool call can't be read.
         """
         if choice.text is not None:
             self.is_text = True
             self.texts.append(choice.text)
-        if choice.delta is not None:
-            self._add_delta(choice.delta)
-        for name, entries in (choice.logprobs or {}).items():
-            self.logprobs.setdefault(name, []).extend(entries or ())
+        delta = choice.delta or choice.message
+        if delta is not None:
+            self._add_delta(delta)
+        if choice.logprobs:
+            for name, entries in choice.logprobs.items():
+                self.logprobs.setdefault(name, []).extend(entries or ())
         self.finish_reason = choice.finish_reason or self.finish_reason
         if choice.stop_reason is not UNSET:
             self.stop_reason = choice.stop_reason
@@ -218,6 +263,8 @@ class _PartialChoice:
         self.refusals.append(delta.refusal or "")
         for call in delta.tool_calls or ():
             self.calls.add_delta(call)
+        if delta.function_call is not None:
+            self.function_call.add_delta(ToolCallDelta(0, function=delta.function_call))
 
     def build(self, index: int, ids: ToolCallIds) -> _Choice:
         """Return the choice of an unstreamed response."""
@@ -227,13 +274,23 @@ class _PartialChoice:
             return _Choice(
                 index, self.finish_reason, logprobs, text=text, stop_reason=self.stop_reason
             )
+        message = self._build_message(text, ids)
+        reason = finish_reasons.openai_word(self.finish_reason or "") or None
+        if reason == "stop" and message.tool_calls:
+            reason = "tool_calls"
+        return _Choice(index, reason, logprobs, message=message, stop_reason=self.stop_reason)
+
+    def _build_message(self, text: str, ids: ToolCallIds) -> _Message:
         calls = [
             ToolCall(ids.assign(call.engine_id), FunctionCall(call.name, call.arguments or "{}"))
             for call in self.calls.calls
         ]
-        message = _Message(text or (None if calls else ""), refusal="".join(self.refusals) or None)
+        functions = [
+            FunctionCall(call.name, call.arguments or "{}") for call in self.function_call.calls
+        ]
+        content = text or (None if calls or functions else "")
+        message = _Message(content, refusal="".join(self.refusals) or None)
         message.reasoning_content = "".join(self.reasoning) or UNSET
         message.tool_calls = calls or UNSET
-        stopped_for_calls = bool(calls) and self.finish_reason == "stop"
-        reason = "tool_calls" if stopped_for_calls else self.finish_reason
-        return _Choice(index, reason, logprobs, message=message, stop_reason=self.stop_reason)
+        message.function_call = functions[0] if functions else UNSET
+        return message

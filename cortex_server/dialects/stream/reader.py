@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from msgspec import UNSET
+
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_common.sse import SseEvent, SseParser
+from cortex_server.dialects import finish_reasons
 from cortex_server.dialects.chat import (
     AssistantMessage,
     ChatCompletion,
     Choice,
-    Usage,
-    parse_completion,
+    ToolCallDelta,
 )
 from cortex_server.dialects.engine_errors import error_from_event
-from cortex_server.dialects.stream.text import SplitCharacterBuffer
+from cortex_server.dialects.lenient import UnreadableContent
+from cortex_server.dialects.stream.chunk_decoder import ChunkDecoder, unreadable_chunk
 from cortex_server.dialects.tool_calls import ToolCallHandler, ToolCallSequencer
+from cortex_server.dialects.usage import Usage
 
 
 class ChatHandler(ToolCallHandler, Protocol):
@@ -48,17 +52,17 @@ class ChatStreamReader:
         stop_sequence: the stop string that was matched, if the engine reports it.
         refused: the model refused.
         usage: the last usage that the engine sent.
-        error: the engine's error, or that the stream ended early.
-        malformed: number of events that were skipped because they are not JSON.
+        error: the engine's error, or that the stream ended early or can't be read.
     """
 
     def __init__(self, handler: ChatHandler, *, only_first_call: bool = False) -> None:
         self._handler = handler
         self._parser = SseParser()
         self._calls = ToolCallSequencer(handler, only_first=only_first_call)
-        self._characters = SplitCharacterBuffer()
+        self._decoder = ChunkDecoder()
         self._held_back: list[tuple[bool, str]] = []
         self._after_call = False
+        self._index: int | None = None
         self.started = False
         self.complete = False
         self.finish_reason: str | None = None
@@ -66,7 +70,6 @@ class ChatStreamReader:
         self.refused = False
         self.usage: Usage | None = None
         self.error: CortexError | None = None
-        self.malformed = 0
 
     @property
     def ended(self) -> bool:
@@ -102,43 +105,61 @@ class ChatStreamReader:
     def _handle_event(self, event: SseEvent) -> None:
         name, data = event.name, event.data
         if data == b"[DONE]":
-            if self.started:
-                self._finish()
-            else:
-                self.error = UpstreamFailed("The engine ended its stream without a response")
-            return
-        if name == "error":
+            self._handle_done()
+        elif name == "error":
             self.error = error_from_event(data)
-            return
-        if name not in {"", "message"}:
-            return  # an extension of the engine, such as progress
-        chunk = parse_completion(data) or parse_completion(self._characters.rejoin(data))
-        if chunk is None:
-            self.malformed += 1
-        elif (error := bytes(chunk.error)) and error != b"null":
-            self.error = error_from_event(data)
-        else:
-            self._handle_chunk(chunk)
+        elif name in {"", "message"}:  # others are extensions of the engine, such as progress
+            try:
+                chunks = self._decoder.decode(data)
+            except UnreadableContent as failed:
+                self.error = unreadable_chunk(data, failed)
+                return
+            for chunk in chunks:
+                if not self.ended:
+                    self._handle_chunk(chunk, data)
 
-    def _handle_chunk(self, chunk: ChatCompletion) -> None:
-        if chunk.choices is None and chunk.usage is None:
+    def _handle_done(self) -> None:
+        if self.finish_reason is not None:
+            self._finish()
+        elif self.started:
+            self.error = UpstreamFailed("The engine ended its stream without a finish reason")
+        else:
+            self.error = UpstreamFailed("The engine ended its stream without a response")
+
+    def _handle_chunk(self, chunk: ChatCompletion, data: bytes) -> None:
+        usage = chunk.usage
+        if chunk.error is not UNSET and chunk.is_error:
+            self.error = error_from_event(data)
             return
-        self.started = True
-        for choice in chunk.choices or ():
-            if not choice.index:
-                self._handle_choice(choice)
-        if chunk.usage is not None and chunk.usage.prompt_tokens is not None:
-            self.usage = chunk.usage
-            if self.finish_reason is not None:
+        if chunk.choices is not None:
+            self.started = True
+            for choice in chunk.choices:
+                if self._is_ours(choice.index):
+                    self._handle_choice(choice)
+                    usage = usage or choice.usage
+        if usage is not None and usage.is_reported:
+            self.started = True
+            self.usage = usage
+            if self.finish_reason is not None and self.error is None:
                 self._finish()
+
+    def _is_ours(self, index: int | None) -> bool:
+        """Return whether a choice is the one of the first chunk; some engines number it otherwise than 0."""
+        if self._index is None:
+            self._index = index
+        return index is None or index < 0 or index == self._index
 
     def _handle_choice(self, choice: Choice) -> None:
         message = choice.delta or choice.message
         if message is not None:
             self._handle_message(message)
+        if choice.text:
+            self._emit_text(choice.text, is_reasoning=False)
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
-        self.stop_sequence = choice.stop_sequence or self.stop_sequence
+            self.error = self.error or finish_reasons.failure(choice.finish_reason)
+        if choice.stop_reason or choice.stopping_word:
+            self.stop_sequence = choice.stop_sequence or self.stop_sequence
 
     def _handle_message(self, message: AssistantMessage) -> None:
         if reasoning := message.reasoning_text:
@@ -148,12 +169,16 @@ class ChatStreamReader:
         if message.refusal:
             self.refused = True
             self._emit_text(message.refusal, is_reasoning=False)
-        for delta in message.tool_calls or ():
-            try:
-                self._calls.add(delta)
-            except ValueError:
-                self.malformed += 1
-            self._after_call = self._after_call or self._calls.has_calls
+        if message.tool_calls or message.function_call:
+            for delta in message.calls:
+                self._handle_call(delta)
+
+    def _handle_call(self, delta: ToolCallDelta) -> None:
+        try:
+            self._calls.add(delta)
+        except ValueError as failed:
+            self.error = UpstreamFailed(f"The engine sent a tool call that can't be read: {failed}")
+        self._after_call = self._after_call or self._calls.has_calls
 
     def _emit_text(self, text: str, *, is_reasoning: bool) -> None:
         if self._after_call and text.isspace():

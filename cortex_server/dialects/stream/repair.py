@@ -6,10 +6,11 @@ decoded, and only those with a fault are encoded again.
 
 Kinds of repair besides those of `chunk_repair`, as counted in `StreamRepair.repairs`:
 
-- `malformed_chunk`: an event that is not JSON was dropped.
-- `split_character`: a UTF-8 character was split between two events.
+- `field_type`: a field had another type than in OpenAI's API, or the event was not valid JSON.
+- `keep_alive`: an event without JSON, such as "ping", was replaced by a comment.
+- `split_character`: a character was split between two events.
 - `error_format`: an error was not in OpenAI's format.
-- `finish_reason_missing`, `done_missing`: the stream lacked a finish reason, or [DONE].
+- `done_missing`: the stream lacked [DONE].
 - `usage_unrequested`: usage was removed that neither the client nor the gateway had requested.
 - `usage_chunk_missing`: usage came only inside other chunks; a usage chunk was added.
 - `usage_missing`: usage was requested but did not come; an estimate was added.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,16 +35,19 @@ from cortex_common.sse import (
     split_events,
     write_data,
 )
-from cortex_server.dialects.chat import Usage
+from cortex_server.dialects.chat import is_well_formed_chunk
 from cortex_server.dialects.engine_errors import error_from_event
 from cortex_server.dialects.json_input import is_utf8
-from cortex_server.dialects.openai_errors import encode_engine_error
+from cortex_server.dialects.lenient import Json, UnreadableContent, decode_leniently
+from cortex_server.dialects.openai_errors import encode_engine_error, is_openai_error
+from cortex_server.dialects.stream.chunk_decoder import decode_lines, unreadable_chunk
 from cortex_server.dialects.stream.chunk_repair import ChunkRepair, has_only_arguments
+from cortex_server.dialects.stream.event_template import EventTemplate
 from cortex_server.dialects.stream.text import ModelNameRewriter, SplitCharacterBuffer
+from cortex_server.dialects.usage import Usage
 
 _TEXT_START = re.compile(rb'"(?:content|text|reasoning_content|reasoning)":"')
 _ARGUMENTS_START = re.compile(rb'"arguments":"')
-_STRING_CONTENT = re.compile(rb'(?:[^"\\]|\\.)*')
 _NOT_PLAIN = re.compile(rb'"error"|"(?:finish_reason|usage|tool_calls)"(?!: ?null)')
 """Matches in chunks that are more than plain text."""
 _BOM = b"\xef\xbb\xbf"
@@ -51,6 +55,14 @@ _KEEP_MODEL_NAME = ModelNameRewriter(None)
 
 # Created once, because creating a decoder costs more than decoding a chunk.
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class _Chunk(NamedTuple):
+    """A decoded chunk, its JSON, and whether the chunk differs from the JSON that the engine sent."""
+
+    fields: Json
+    data: bytes
+    changed: bool
 
 
 class StreamRepair:
@@ -124,6 +136,11 @@ class StreamRepair:
         """Whether further bytes are ignored."""
         return self.complete or self.error is not None
 
+    @property
+    def lingering(self) -> bool:
+        """Whether the engine sent a finish reason but has not ended its stream: usage can still come."""
+        return bool(self._chunk_repair.finish_reasons) and not self.ended
+
     def ping(self) -> bytes:
         """Return a comment that resets the client's idle timer."""
         return b"" if self.ended else COMMENT
@@ -145,14 +162,16 @@ class StreamRepair:
         complete = self._buffer.complete(data)
         if not complete:
             return b""
-        plain = self._count_plain(complete)
+        plain = self._text.count(complete)
         if not plain:
-            return self._repair_events(complete)
+            plain = self._count_plain(complete)
+            if not plain:
+                return self._repair_events(complete)
+            if self._first_event:  # it has the role, so it is no template for others
+                self._text.learn(complete[complete.rfind(b"\n\n", 0, -2) + 2 if plain > 1 else 0 :])
+            else:
+                self._first_event = complete
         self.events += plain
-        if not self._first_event:  # it has the role, so it is no template for others
-            self._first_event = complete
-        elif plain == 1:
-            self._text.learn(complete)
         return self._rename_model(complete)
 
     def end(self) -> bytes:
@@ -179,15 +198,17 @@ class StreamRepair:
     def _count_plain(self, data: bytes) -> int:
         """Return the number of events if all are plain text chunks, else 0.
 
-        Each is one line `data: {...}` in valid UTF-8, without tool calls, finish reason, usage or error. Counting line
-        feeds proves that form: compact JSON contains none, so there are exactly two per event.
+        Each is one line `data: {...}` in valid UTF-8 and well-formed, without tool calls, finish reason, usage or
+        error. Counting line feeds proves that form: compact JSON contains none, so there are exactly two per event.
         """
         if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")):
             return 0
         events = data.count(b"}\n\ndata: {") + 1
         if data.count(b"\n") != 2 * events or self._characters.pending or _NOT_PLAIN.search(data):
             return 0
-        return events if is_utf8(data) else 0
+        if not is_utf8(data):
+            return 0
+        return events if all(map(is_well_formed_chunk, data[6:-2].split(b"\n\ndata: "))) else 0
 
     def _repair_events(self, data: bytes) -> bytes:
         """Repair complete events one by one. The text template is forgotten, because other text can follow."""
@@ -213,38 +234,69 @@ class StreamRepair:
         return self._repair_chunk(event, raw)
 
     def _repair_chunk(self, event: SseEvent, raw: bytes) -> bytes:
-        data = self._characters.rejoin(event.data)
-        rejoined = data != event.data
         try:
-            chunk = _decode(data)
-        except (ValueError, RecursionError):
-            self.repairs["malformed_chunk"] += 1
-            return b""
-        if chunk.get("error"):
-            return self._handle_error(SseEvent(event.name, data), raw)
-        if rejoined:
-            self.repairs["split_character"] += 1
+            chunks = decode_lines(event.data, self._decode_chunk)
+        except UnreadableContent as failed:
+            return self.fail(unreadable_chunk(event.data, failed))
+        if not chunks:
+            self.repairs["keep_alive"] += 1
+            return COMMENT
+        if event.data.find(b"\n") < 0:
+            return self._repair_fields(chunks[0], raw)
+        self.repairs["field_type"] += 1
+        out = b""
+        for chunk in chunks:
+            if not self.ended:
+                out += self._repair_fields(chunk._replace(changed=True), raw)
+        return out
+
+    def _decode_chunk(self, data: bytes) -> _Chunk:
+        rejoined = self._characters.rejoin(data)
+        if is_well_formed_chunk(rejoined):
+            chunk = _Chunk(_decode(rejoined), rejoined, changed=rejoined != data)
+            if chunk.changed:
+                self.repairs["split_character"] += 1
+            return chunk
+        chunk = _Chunk(decode_leniently(rejoined), rejoined, changed=True)
+        self.repairs["field_type"] += 1
+        return chunk
+
+    def _repair_fields(self, chunk: _Chunk, raw: bytes) -> bytes:
+        """Return the event for a decoded chunk; `raw` is the engine's event."""
+        fields = chunk.fields
+        if fields.get("error"):
+            return self._handle_error(SseEvent("", chunk.data), raw)
         self.events += 1
-        self._first_event = self._first_event or write_data(data)
-        changed = self._chunk_repair.repair(chunk)
-        if chunk.get("usage"):
-            if _is_usage_chunk(chunk) and not self._client_wants_usage:
+        if not self._first_event:
+            self._first_event = write_data(
+                msgspec.json.encode(fields) if chunk.changed else chunk.data
+            )
+        changed = self._chunk_repair.repair(fields) or chunk.changed
+        if fields.get("usage"):
+            if _is_usage_chunk(fields) and not self._client_wants_usage:
                 self._count_unrequested_usage()
                 return b""
             if not self._client_wants_usage:
-                del chunk["usage"]
+                del fields["usage"]
                 self._count_unrequested_usage()
                 changed = True
-            elif _is_usage_chunk(chunk):
+            elif _is_usage_chunk(fields):
                 self._usage_sent = True
-        if changed or rejoined:
+        if changed:
             self._arguments.forget()
-            return self._rename_model(write_data(msgspec.json.encode(chunk) if changed else data))
-        if raw.find(b'"arguments"') >= 0 and has_only_arguments(chunk):
+            return (
+                self._rename_model(write_data(msgspec.json.encode(fields))) + self._fail_response()
+            )
+        if raw.find(b'"arguments"') >= 0 and has_only_arguments(fields):
             self._arguments.learn(raw)
         else:
             self._arguments.forget()
         return self._rename_model(raw)
+
+    def _fail_response(self) -> bytes:
+        """Return the error event for a finish reason that reports a failure, or nothing."""
+        failure = self._chunk_repair.failure
+        return b"" if failure is None else self.fail(failure)
 
     def _count_unrequested_usage(self) -> None:
         if not self._gateway_requested_usage:
@@ -253,7 +305,7 @@ class StreamRepair:
     def _handle_error(self, event: SseEvent, raw: bytes) -> bytes:
         """Return an error of the engine in the one format that clients recognize."""
         self.error = error_from_event(event.data)
-        if event.name != "error" and _is_openai_error(event.data):
+        if event.name != "error" and is_openai_error(event.data):
             return raw
         self.repairs["error_format"] += 1
         return write_data(encode_engine_error(self.error))
@@ -261,11 +313,9 @@ class StreamRepair:
     def _handle_done(self, raw: bytes) -> bytes:
         if not self.events:
             return self.fail(UpstreamFailed("The engine ended its stream without a response"))
-        out = b""
         if not self._chunk_repair.finish_reasons:
-            self.repairs["finish_reason_missing"] += 1
-            out = self._added_chunk(choices=self._chunk_repair.finishing_choices())
-        return out + self._finish(raw)
+            return self.fail(UpstreamFailed("The engine ended its stream without a finish reason"))
+        return self._finish(raw)
 
     def _finish(self, done: bytes = DONE) -> bytes:
         self.complete = True
@@ -291,88 +341,5 @@ class StreamRepair:
         return self._rename_model(write_data(msgspec.json.encode(kept | fields)))
 
 
-class EventTemplate:
-    """The bytes of an event before and after its text, learned from a clean event.
-
-    Args:
-        rename_model: puts the client's name of the model into events.
-        text_start: matches up to the quote that opens the text.
-
-    Attributes:
-        rewrites: the client uses another name for the model than the engine.
-    """
-
-    __slots__ = (
-        "_client_prefix",
-        "_client_suffix",
-        "_envelope_size",
-        "_prefix",
-        "_rename_model",
-        "_suffix",
-        "_text_at",
-        "_text_start",
-        "rewrites",
-    )
-
-    def __init__(self, rename_model: ModelNameRewriter, text_start: re.Pattern[bytes]) -> None:
-        self._rename_model = rename_model
-        self._text_start = text_start
-        self._prefix = b""  # empty until an event was learned; the other fields are set with it
-
-    def learn(self, event: bytes) -> None:
-        """Learn from a clean event, a single one with its blank line."""
-        start = self._text_start.search(event)
-        if start is None:
-            return
-        content = _STRING_CONTENT.match(event, start.end())
-        assert content is not None  # the pattern also matches an empty string
-        self._prefix, self._suffix = event[: start.end()], event[content.end() :]
-        self._text_at = len(self._prefix)
-        self._envelope_size = len(self._prefix) + len(self._suffix)
-        self._client_prefix = self._rename_model(self._prefix)
-        self._client_suffix = self._rename_model(self._suffix)
-        self.rewrites = (self._prefix, self._suffix) != (self._client_prefix, self._client_suffix)
-
-    def forget(self) -> None:
-        """Forget the learned event."""
-        self._prefix = b""
-
-    @property
-    def envelope(self) -> tuple[bytes, bytes] | None:
-        """The bytes before and after the text of events that pass unchanged; None if there are no such events."""
-        return (self._prefix, self._suffix) if self._prefix and not self.rewrites else None
-
-    def match(self, data: bytes) -> bytes | None:
-        """Return the JSON text, without quotes, of a single event that fits the template; None if it does not."""
-        prefix = self._prefix
-        if not prefix:
-            return None
-        start, size = self._text_at, len(data) - self._envelope_size
-        if not (size >= 0 and data.startswith(prefix) and data.endswith(self._suffix)):
-            return None
-        content = data[start : start + size]
-        return content if is_string_content(content) else None
-
-    def render(self, data: bytes, text: bytes) -> bytes:
-        """Return the event for the client, with its name of the model."""
-        return self._client_prefix + text + self._client_suffix if self.rewrites else data
-
-
-def is_string_content(data: bytes) -> bool:
-    """Return whether the bytes between two quotes are the content of one JSON string in valid UTF-8."""
-    # `find`, because `in` tries the bytes as an integer first, which costs twice the search.
-    if (data.find(b'"') >= 0 or data.find(b"\\") >= 0) and _STRING_CONTENT.fullmatch(data) is None:
-        return False
-    return data.isascii() or is_utf8(data)
-
-
 def _is_usage_chunk(chunk: dict[str, Any]) -> bool:
     return not chunk.get("choices")
-
-
-def _is_openai_error(data: bytes) -> bool:
-    try:
-        error = msgspec.json.decode(data)["error"]
-        return isinstance(error["message"], str)
-    except (ValueError, KeyError, TypeError):
-        return False

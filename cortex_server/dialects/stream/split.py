@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from cortex_common.sse import DONE, write_data
-
-Json = dict[str, Any]
+from cortex_server.dialects.lenient import Json, decode_leniently
 
 _NOT_IN_CHUNKS = frozenset({"object", "choices", "usage"})
 
-_decode_object = msgspec.json.Decoder(Json).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def completion_events(body: bytes) -> bytes:
@@ -22,9 +21,12 @@ def completion_events(body: bytes) -> bytes:
         body: The completion, with at least one choice.
 
     Raises:
-        ValueError: It is not a JSON object.
+        ValueError: It is not a JSON object, or its text can't be read.
     """
-    completion = _decode_object(body)
+    try:
+        completion = _decode_object(body)
+    except ValueError:
+        completion = decode_leniently(body)
     is_text = completion.get("object") == "text_completion"
     common = {k: v for k, v in completion.items() if k not in _NOT_IN_CHUNKS}
     common["object"] = "text_completion" if is_text else "chat.completion.chunk"

@@ -55,15 +55,19 @@ def _encode_name(name: str) -> tuple[bytes, bytes]:
     return quoted, b'"model":' + quoted
 
 
-# The beginning of a character of two, three or four bytes, followed by the quote that ends the string.
+# The beginning of a character of two, three or four bytes, or the first half of a surrogate pair, followed by the quote
+# that ends the string. An escape counts only after an even number of backslashes.
 _FIRST_PART = re.compile(
-    rb"([\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})(?=\")"
+    rb"(?:([\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})"
+    rb"|(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2}))(?=\")"
 )
-_SECOND_PART = re.compile(rb"(?<=\")[\x80-\xbf]{1,3}")
+_SECOND_PART = re.compile(rb"(?<=\")(?:[\x80-\xbf]{1,3}|\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 class SplitCharacterBuffer:
-    """Rejoins UTF-8 characters that an engine split between the end of one text and the start of the next.
+    """Rejoins characters that an engine split between the end of one text and the start of the next.
+
+    The parts are bytes of UTF-8, or the escaped halves of a surrogate pair.
 
     Attributes:
         pending: the first part of a character whose second part is expected; empty if there is none.
@@ -80,12 +84,14 @@ class SplitCharacterBuffer:
         A first part whose second part never comes is lost.
         """
         first_part, self.pending = self.pending, b""
-        if not first_part and is_utf8(data):
+        # `find`, because `in` tries the bytes as an integer first.
+        if not first_part and data.find(b"\\u") < 0 and is_utf8(data):
             return data
         if first_part:
             data = _SECOND_PART.sub(lambda second: first_part + second[0], data, count=1)
         split = _FIRST_PART.search(data)
         if split is not None:
-            self.pending = split[1]
-            data = data[: split.start()] + data[split.end() :]
+            group = 1 if split[1] else 2
+            self.pending = split[group]
+            data = data[: split.start(group)] + data[split.end(group) :]
         return data if is_utf8(data) else data.decode("utf-8", "replace").encode()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
-from cortex_server.dialects.chat import Usage
+from cortex_server.dialects.lenient import Json, convert_counts
+from cortex_server.dialects.usage import Usage
 
 _SCANNED_BYTES = 8192
+_MAX_TRIES = 8
 _USAGE = re.compile(r'"usage"\s*:\s*(?=\{)')
+_META = re.compile(r'"meta"\s*:\s*(?=\{)')
 
 _decode_at = json.JSONDecoder().raw_decode
 
@@ -38,31 +41,41 @@ class UsageScanner:
         return _find_usage(self._last) or _find_usage(self._first)
 
 
-class _UsageFields(msgspec.Struct):
-    """Both pairs of names are OpenAI's; rerankers report only the total."""
-
-    prompt_tokens: int | None = None
-    input_tokens: int | None = None
-    completion_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-
-
 def _find_usage(data: bytes) -> Usage | None:
     text = data.decode(errors="replace")
-    found: Any = None
-    for match in _USAGE.finditer(text):
+    return _last(text, _USAGE, _from_usage) or _last(text, _META, _from_meta)
+
+
+def _last(
+    text: str, start: re.Pattern[str], convert: Callable[[Json], Usage | None]
+) -> Usage | None:
+    for match in reversed([*start.finditer(text)][-_MAX_TRIES:]):
         try:
-            found = _decode_at(text, match.end())[0]
+            found = convert(_decode_at(text, match.end())[0])
         except (ValueError, RecursionError):  # cut off, or not JSON
             continue
-    try:
-        fields = msgspec.convert(found, _UsageFields)
-    except msgspec.ValidationError:
-        return None
-    completion = fields.completion_tokens or fields.output_tokens or 0
-    prompt = fields.prompt_tokens or fields.input_tokens
-    return Usage(
-        prompt_tokens=max(0, (fields.total_tokens or 0) - completion) if prompt is None else prompt,
-        completion_tokens=completion,
-    )
+        if found is not None:
+            return found
+    return None
+
+
+def _from_usage(fields: Json) -> Usage | None:
+    convert_counts(fields)
+    usage = msgspec.convert(fields, Usage)
+    return usage if usage.is_reported else None
+
+
+def _from_meta(meta: Json) -> Usage | None:
+    """Return the usage in Cohere's `meta`, of rankings and embeddings: what was computed, or else what is billed."""
+    for name in ("tokens", "billed_units"):
+        fields = meta.get(name)
+        if isinstance(fields, dict):
+            convert_counts(fields)
+            usage = Usage(
+                prompt_tokens=fields.get("input_tokens"),
+                completion_tokens=fields.get("output_tokens"),
+                total_tokens=fields.get("total_tokens"),
+            )
+            if usage.is_reported:
+                return usage
+    return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from cortex_common.errors import CortexError
-from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.stream.reader import ChatStreamReader
+from cortex_server.dialects.usage import Usage
 
 
 class StreamWriter(ABC):
@@ -46,11 +46,6 @@ class StreamWriter(ABC):
     def usage(self) -> Usage | None:
         """The engine's usage, once received."""
         return self._reader.usage
-
-    @property
-    def malformed(self) -> int:
-        """Number of engine events that were skipped because they are not JSON."""
-        return self._reader.malformed
 
     def open(self) -> bytes:
         """Return the start of the stream, for a long wait whose HTTP status is settled."""

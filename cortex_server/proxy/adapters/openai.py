@@ -14,7 +14,7 @@ from cortex_server.dialects import tokens
 from cortex_server.dialects.engine_options import without_named_tool_choice
 from cortex_server.dialects.openai_errors import engine_error_response
 from cortex_server.dialects.stream.aggregate import StreamAggregator
-from cortex_server.dialects.stream.chunk_repair import repair_completion
+from cortex_server.dialects.stream.completion_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import ModelNameRewriter
 from cortex_server.proxy.adapters.base import DialectAdapter, apply_model_config, openai_error

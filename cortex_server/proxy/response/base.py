@@ -11,8 +11,8 @@ from collections import Counter
 from typing import ClassVar
 
 from cortex_common.errors import CortexError
-from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.stream.repair import StreamRepair
+from cortex_server.dialects.usage import Usage
 
 JSON_HEAD = b"content-type: application/json\r\n"
 STREAM_HEAD = (

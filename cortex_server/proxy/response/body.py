@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing_extensions import override
 
 from cortex_common.errors import CortexError, UpstreamFailed
-from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.engine_errors import error_from_event, error_from_response
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.usage_scan import UsageScanner
+from cortex_server.dialects.usage import Usage
 from cortex_server.proxy.response.base import JSON_HEAD, NO_REPAIRS, EngineResponse
 from cortex_server.proxy.response.completion import output_size, read_usage
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from cortex_common.errors import UpstreamFailed
-from cortex_server.dialects.chat import Usage, parse_completion
+from cortex_server.dialects.chat import parse_completion
 from cortex_server.dialects.engine_errors import error_from_event
+from cortex_server.dialects.lenient import UnreadableContent
+from cortex_server.dialects.usage import Usage
 from cortex_server.proxy.response.first_bytes import is_error
-
-
-class _Counted(msgspec.Struct):
-    usage: Usage | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[msgspec.Raw] | None = None
-
-
-_decode_counted = msgspec.json.Decoder(_Counted).decode
-_decode_completion = msgspec.json.Decoder(_Completion).decode
 
 
 def check_completion(body: bytes) -> None:
@@ -31,10 +19,10 @@ def check_completion(body: bytes) -> None:
     if is_error(body):
         raise error_from_event(body)
     try:
-        choices = _decode_completion(body).choices
-    except (ValueError, RecursionError):
+        choices = parse_completion(body).choices
+    except UnreadableContent as failed:
         raise UpstreamFailed(
-            "the engine's response is not a completion in JSON, or is cut off"
+            f"the engine's response is not a completion in JSON, or is cut off: {failed}"
         ) from None
     if choices:
         return
@@ -47,19 +35,25 @@ def check_completion(body: bytes) -> None:
 def read_usage(body: bytes) -> Usage | None:
     """Return the usage of a whole response; None when it has none, or the body is not JSON."""
     try:
-        return _decode_counted(body).usage
-    except (ValueError, RecursionError):
+        completion = parse_completion(body)
+    except UnreadableContent:
         return None
+    usage = completion.usage
+    for choice in completion.choices or ():
+        usage = usage or choice.usage
+    return usage if usage is not None and usage.is_reported else None
 
 
 def output_size(body: bytes) -> int:
     """Return the bytes of what the model wrote in a whole response, for those without usage; 0 if it has none."""
-    completion = parse_completion(body)
-    if completion is None:
+    try:
+        completion = parse_completion(body)
+    except UnreadableContent:
         return 0
     size = 0
     for choice in completion.choices or ():
         message = choice.message or choice.delta
+        size += len((choice.text or "").encode())
         if message is not None:
             size += sum(
                 len((text or "").encode())
@@ -67,7 +61,7 @@ def output_size(body: bytes) -> int:
             )
             size += sum(
                 len(bytes(call.function.arguments))
-                for call in message.tool_calls or ()
+                for call in message.calls
                 if call.function is not None
             )
     return size

@@ -7,11 +7,11 @@ from collections import Counter
 from typing_extensions import override
 
 from cortex_common.errors import CortexError
-from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.split import completion_events
 from cortex_server.dialects.stream.writer import StreamWriter
-from cortex_server.proxy.response.base import NO_REPAIRS, EngineResponse
+from cortex_server.dialects.usage import Usage
+from cortex_server.proxy.response.base import EngineResponse
 from cortex_server.proxy.response.body import Buffer
 from cortex_server.proxy.response.completion import check_completion
 
@@ -118,15 +118,6 @@ class TranslatedStream(EngineResponse):
     @override
     def is_streamed(self) -> bool:
         return bool(self._events)
-
-    @property
-    @override
-    def repairs(self) -> Counter[str]:
-        return (
-            Counter(malformed_chunk=self._stream.malformed)
-            if self._stream.malformed
-            else NO_REPAIRS
-        )
 
     @override
     def feed(self, data: bytes) -> bytes:

@@ -31,7 +31,7 @@ from cortex_common.errors import (
 )
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator
-from cortex_server.dialects.stream.chunk_repair import repair_completion
+from cortex_server.dialects.stream.completion_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import ModelNameRewriter
 
@@ -193,7 +193,7 @@ def test_long_calls_with_the_same_index_are_separated(index: int | None) -> None
 @given(st.lists(st.text(max_size=6), max_size=12), st.booleans(), st.sampled_from([None, "alias"]))
 def test_any_text_passes_unchanged(texts: list[str], in_calls: bool, alias: str | None) -> None:
     """Quotes, backslashes and line feeds in the text of similar chunks are handled."""
-    head = [chunk(call_delta(0, "", call_id="a", name="f"))] if in_calls else []
+    head = [chunk(call_delta(0, '{"x":"', call_id="a", name="f"))] if in_calls else []
     body = [chunk(call_delta(0, text) if in_calls else {"content": text}) for text in texts]
     repair = _repair(rename_model=ModelNameRewriter(alias))
     events_in = [*head, *body, chunk(finish="tool_calls" if in_calls else "stop")]
@@ -344,12 +344,15 @@ def test_last_event_without_a_blank_line_is_handled() -> None:
     assert repair.complete
 
 
-def test_missing_finish_reason_is_added_before_done() -> None:
-    """[DONE] proves that the response is complete; clients need the finish reason."""
-    out, repair = _repaired(sse_stream(chunk(call_delta(0, "{}", call_id="a", name="f"))))
-    assert _chunks(out)[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    assert repair.repairs == {"finish_reason_missing": 1}
-    assert "error" in _chunks(_repaired(b"data: [DONE]\n\n")[0])[-1]
+@pytest.mark.parametrize("chunks", [[], [chunk({"content": "a"})], [usage_chunk()]])
+def test_done_without_a_finish_reason_is_an_error(chunks: list[dict[str, Any]]) -> None:
+    """An engine that was interrupted sends [DONE] too; only a finish reason proves that the response is complete."""
+    out, repair = _repaired(sse_stream(*chunks))
+    assert "error" in _chunks(out)[-1]
+    assert b"[DONE]" not in out
+    assert isinstance(repair.error, UpstreamFailed)
+    with pytest.raises(UpstreamFailed):
+        _aggregate(sse_stream(*chunks))
 
 
 @pytest.mark.parametrize(
@@ -408,11 +411,34 @@ def test_split_characters_are_rejoined(cut_at: int) -> None:
     assert repair.repairs["split_character"] == 2
 
 
-def test_malformed_events_are_dropped() -> None:
-    """An event that is not JSON is dropped and counted."""
-    out, repair = _repaired(sse_stream(chunk({"content": "a"}), b"data: {oops\n\n", _STOP))
-    assert out == sse_stream(chunk({"content": "a"}), _STOP)
-    assert repair.repairs == {"malformed_chunk": 1}
+@pytest.mark.parametrize("data", [b"{oops", b'{"choices":[{"delta":{"content":"b', b"boom", b"7"])
+def test_events_that_are_not_chunks_are_errors(data: bytes) -> None:
+    """An event that is not JSON can stand for text, so the stream fails instead of leaving a gap."""
+    before = sse_stream(chunk({"content": "a"}), done=False)
+    out, repair = _repaired(before + b"data: " + data + b"\n\n" + sse_stream(_STOP))
+    assert out.startswith(before)
+    assert "error" in _chunks(out)[-1]
+    assert isinstance(repair.error, UpstreamFailed)
+    assert repair.error.message == "boom" or data != b"boom"
+
+
+@pytest.mark.parametrize("data", [b"", b"ping", b"[PING]", b"null", b"{}"])
+def test_keep_alive_data_becomes_a_comment(data: bytes) -> None:
+    """Data that only keeps a connection alive is no chunk; clients would fail to parse it."""
+    out, repair = _repaired(sse_stream(chunk({"content": "a"}), b"data: " + data + b"\n\n", _STOP))
+    assert out == sse_stream(chunk({"content": "a"}), b": keep-alive\n\n", _STOP)
+    assert repair.repairs == {"keep_alive": 1}
+
+
+@pytest.mark.parametrize("junk", [b"data: ping\n", b"data:\n"])
+def test_chunks_after_a_keep_alive_line_are_kept(junk: bytes) -> None:
+    """A line between two chunks without blank lines around it does not cost the chunk."""
+    text = sse_stream(chunk({"content": "b"}), done=False)
+    out, repair = _repaired(
+        sse_stream(chunk({"content": "a"}), junk + text, text[:-1], text, _STOP)
+    )
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in _chunks(out)) == "abbb"
+    assert repair.complete
 
 
 def test_model_name_is_replaced_with_the_clients() -> None:
@@ -451,9 +477,7 @@ def test_output_is_well_formed_however_the_stream_is_split(
     data = sse_stream(*(chunk(delta) for delta in deltas), chunk(finish=finish), done=done)
     out, repair = _repaired(data, client_wants_usage=wanted)
     assert _repaired(data, tuple(cuts), client_wants_usage=wanted)[0] == out
-    assert (
-        repair.complete == (parse_events(out)[-1].data == b"[DONE]") == (done or finish is not None)
-    )
+    assert repair.complete == (parse_events(out)[-1].data == b"[DONE]") == (finish is not None)
     indices = [
         piece["index"]
         for found in _chunks(out)
@@ -604,10 +628,28 @@ def test_unstreamed_response_is_repaired() -> None:
     [
         _completion([{"id": "a", "function": {"name": "f", "arguments": "{}"}}], "tool_calls"),
         b'{"choices": [{"message": {"content": "a"}}]}',
-        b'{"tool_calls": 7, "choices": [3]}',
-        b"no json",
+        b'{"choices": [{"message": {"content": "a"}, "finish_reason": "an unknown word"}], "tool_calls": 7}',
     ],
 )
 def test_clean_response_is_unchanged(body: bytes) -> None:
-    """A response that needs no repair, or is not a chat completion, is returned unchanged."""
+    """A response that needs no repair is returned unchanged, to the byte."""
     assert repair_completion(body, "r1") == (body, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"no json", UpstreamFailed),
+        (b'{"choices": [{"message": {"content": "hal', UpstreamFailed),
+        (b'{"choices": [3]}', UpstreamFailed),
+        (b'{"choices": []}', UpstreamFailed),
+        (b'{"choices": [{"message": {"content": "a"}, "finish_reason": "abort"}]}', UpstreamFailed),
+        (b'{"error": {"message": "prompt is too long"}}', PromptTooLong),
+    ],
+)
+def test_a_body_that_is_no_complete_response_is_an_error(
+    body: bytes, kind: type[CortexError]
+) -> None:
+    """Half a response, an error with status 200 and a failed response don't pass as good ones."""
+    with pytest.raises(kind):
+        repair_completion(body, "r1")

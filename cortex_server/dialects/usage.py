@@ -1,0 +1,125 @@
+"""Token counts: as engines report them under the names of all APIs, and estimated when they report none."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+_MAX_TOKEN_COUNT = 1 << 40
+
+
+class PromptTokensDetails(Struct, gc=False):
+    """`usage.prompt_tokens_details`, or `input_tokens_details`."""
+
+    cached_tokens: int | None = None
+
+
+class CompletionTokensDetails(Struct, gc=False):
+    """`usage.completion_tokens_details`, or `output_tokens_details`."""
+
+    reasoning_tokens: int | None = None
+
+
+class Usage(Struct):
+    """Token counts reported by the engine, under the names of all APIs; completion tokens include reasoning.
+
+    Names besides OpenAI's: `prompt_cache_hit_tokens` (DeepSeek), `cached_tokens` (Moonshot), `cache_read_input_tokens`
+    (Anthropic, where input tokens exclude cached ones).
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: PromptTokensDetails | None = None
+    output_tokens_details: CompletionTokensDetails | None = None
+    total_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the engine counted anything; some send an empty object in each chunk."""
+        counts = (self.prompt_tokens, self.input_tokens, self.completion_tokens)
+        return any(count is not None for count in (*counts, self.output_tokens, self.total_tokens))
+
+    @property
+    def prompt(self) -> int:
+        """Prompt tokens, including cached ones."""
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens
+        if self.input_tokens is not None:
+            written = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+            return self.input_tokens + written
+        return max(0, (self.total_tokens or 0) - self.completion)
+
+    @property
+    def completion(self) -> int:
+        """Completion tokens."""
+        return self.completion_tokens or self.output_tokens or 0
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens that came from the engine's cache."""
+        details = self.prompt_tokens_details or self.input_tokens_details
+        counts = (
+            details.cached_tokens if details else None,
+            self.prompt_cache_hit_tokens,
+            self.cache_read_input_tokens,
+            self.cached_tokens,
+        )
+        return min(next(filter(None, counts), 0), self.prompt)
+
+    @property
+    def reasoning(self) -> int:
+        """Completion tokens spent on reasoning, if the engine reports them."""
+        details = self.completion_tokens_details or self.output_tokens_details
+        return (details.reasoning_tokens if details else None) or self.reasoning_tokens or 0
+
+    @property
+    def bounded_counts(self) -> tuple[int, int, int]:
+        """Prompt, completion and cached tokens, clamped to a sane range.
+
+        A counter must never decrease, and SQLite would reject a batch with an integer that is too large.
+        """
+        prompt = _clamp_count(self.prompt)
+        return prompt, _clamp_count(self.completion), min(_clamp_count(self.cached), prompt)
+
+
+def _clamp_count(tokens: int) -> int:
+    return min(max(tokens, 0), _MAX_TOKEN_COUNT)
+
+
+class TokenCounts(NamedTuple):
+    """What a request used.
+
+    Attributes:
+        prompt: prompt tokens, including cached ones.
+        completion: completion tokens.
+        cached: prompt tokens that came from the engine's cache.
+        estimated: the engine reported nothing, so the prompt is an estimate and completion tokens are stream events.
+    """
+
+    prompt: int
+    completion: int
+    cached: int = 0
+    estimated: bool = False
+
+
+def count_tokens(usage: Usage | None, *, prompt_estimate: int, events: int) -> TokenCounts:
+    """Return what a request used, also if its response was cut off or the engine reported nothing.
+
+    Args:
+        usage: the engine's last report, if any.
+        prompt_estimate: estimated prompt tokens; see `tokens.estimate`.
+        events: stream events received, about one per token.
+    """
+    if usage is None or not usage.is_reported:
+        return TokenCounts(prompt_estimate, events, estimated=prompt_estimate + events > 0)
+    return TokenCounts(*usage.bounded_counts)
