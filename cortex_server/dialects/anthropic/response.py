@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct
 
+from cortex_common.errors import UpstreamFailed
+from cortex_server.dialects import finish_reasons
 from cortex_server.dialects.chat import (
     AssistantMessage,
     ToolCallDelta,
+    arguments_object,
     arguments_text,
-    parse_object,
 )
 from cortex_server.dialects.engine_errors import first_choice
+from cortex_server.dialects.finish_reasons import FinishKind
 from cortex_server.dialects.tool_calls import ToolCallIds
 from cortex_server.dialects.usage import Usage
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
+StopReason = str
+"""One of "end_turn", "max_tokens", "stop_sequence", "tool_use" and "refusal", or an engine's own word."""
 
 SIGNATURE = "cortex"
 """Signature of thinking blocks: SDKs require a string, and clients send it back unchanged."""
@@ -153,14 +156,18 @@ def to_stop_reason(
     """Translate a finish reason.
 
     A tool call takes precedence over "stop", because some engines report "stop" after calls, on which clients would
-    end their agent loop; "length" takes precedence over everything, because the last call can be truncated.
+    end their agent loop; a cut takes precedence over everything, because the last call can be truncated. A word that is
+    not known is passed on: it can mean that the response is not complete.
     """
-    if finish_reason == "length":
+    kind = finish_reasons.classify(finish_reason or "stop")
+    if kind is FinishKind.CUT:
         return "max_tokens"
     if has_tool_calls:
         return "tool_use"
-    if finish_reason == "content_filter" or refused:
+    if kind is FinishKind.REFUSED or refused:
         return "refusal"
+    if kind is FinishKind.UNKNOWN:
+        return str(finish_reason)
     return "stop_sequence" if stop_sequence is not None else "end_turn"
 
 
@@ -176,22 +183,8 @@ def _text_blocks(message: AssistantMessage, *, shows_thinking: bool) -> Iterator
 def _tool_use(call: ToolCallDelta, ids: ToolCallIds) -> Block:
     function = call.function
     name = (function and function.name) or ""
-    return ToolUseBlock(ids.assign(call.id or ""), name, _tool_input(call))
-
-
-def _tool_input(call: ToolCallDelta) -> Raw:
-    """Return the arguments of a call as an object, even if the model produced something else.
-
-    A truncated object becomes an empty one, so that the tool's own validation informs the model; text that is not an
-    object is kept under the key "arguments".
-    """
     try:
-        text = arguments_text(call.function.arguments).strip() if call.function else ""
+        arguments = arguments_text(function.arguments) if function else ""
     except ValueError:
-        text = ""
-    parsed = parse_object(text)
-    if parsed is not None:
-        return parsed
-    if not text or text.startswith("{"):
-        return Raw(b"{}")
-    return Raw(msgspec.json.encode({"arguments": text}))
+        raise UpstreamFailed(f"The arguments of the call of {name!r} are not text") from None
+    return ToolUseBlock(ids.assign(call.id or ""), name, arguments_object(arguments))

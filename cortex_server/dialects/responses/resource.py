@@ -103,9 +103,9 @@ class ResponseError(Struct):
 
 
 class IncompleteDetails(Struct):
-    """Why a response is incomplete."""
+    """Why a response is incomplete: "max_output_tokens", "content_filter", or an engine's own word."""
 
-    reason: Literal["max_output_tokens", "content_filter"]
+    reason: str
 
 
 class ReasoningEcho(Struct):

@@ -8,8 +8,10 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from cortex_common.errors import Busy, CortexError, PromptTooLong, Unavailable, UpstreamFailed
+from cortex_server.dialects import finish_reasons
 from cortex_server.dialects.chat import AssistantMessage, ToolCallDelta, ToolName, arguments_text
 from cortex_server.dialects.engine_errors import first_choice
+from cortex_server.dialects.finish_reasons import FinishKind
 from cortex_server.dialects.responses.resource import (
     CustomToolCallItem,
     FunctionCallItem,
@@ -110,7 +112,7 @@ def finish_tool_call(
         return
     try:
         item.input = _custom_arguments.decode(arguments).input
-    except ValueError:
+    except (ValueError, RecursionError):
         item.input = arguments  # cut off, or the model wrote the input itself
 
 
@@ -128,11 +130,14 @@ def to_error(error: CortexError) -> ResponseError:
 
 
 def _incomplete_details(finish_reason: str | None) -> IncompleteDetails | None:
-    match finish_reason:
-        case "length":
+    """Return why a response with this finish reason is incomplete; a reason that is not known is passed on."""
+    match finish_reasons.classify(finish_reason or "stop"):
+        case FinishKind.CUT:
             return IncompleteDetails("max_output_tokens")
-        case "content_filter":
+        case FinishKind.REFUSED:
             return IncompleteDetails("content_filter")
+        case FinishKind.UNKNOWN:
+            return IncompleteDetails(str(finish_reason))
         case _:
             return None
 

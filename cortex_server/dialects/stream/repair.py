@@ -178,7 +178,8 @@ class StreamRepair:
         """Return the end of the stream, once the engine has closed its own."""
         if self.ended:
             return b""
-        out = self._repair_events(bytes(self._tail) + b"\n\n") if self._tail.strip() else b""
+        tail = bytes(self._tail).strip()
+        out = self._repair_events(tail + b"\n\n") if tail else b""
         if self.ended:
             return out
         if self._chunk_repair.finish_reasons:

@@ -143,7 +143,7 @@ def test_thinking_has_a_signature() -> None:
         ({"x": 1}, {"x": 1}),
         ("", {}),
         (None, {}),
-        ('{"x": "cut o', {}),
+        ('{"x": "cut o', {"arguments": '{"x": "cut o'}),
         ("Paris", {"arguments": "Paris"}),
         ("[1]", {"arguments": "[1]"}),
     ],

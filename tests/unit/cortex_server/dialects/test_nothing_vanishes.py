@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from dialects_kit import (
     chunk,
     parse_events,
     parse_messages_stream,
     parse_responses_stream,
+    response_in_progress,
+    responses_stream,
     run_translator,
     split_bytes,
     sse_stream,
@@ -25,7 +28,6 @@ from cortex_common.errors import CortexError
 from cortex_server.dialects.anthropic.response import to_message
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
 from cortex_server.dialects.responses.response import to_response
-from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.completion_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
@@ -55,7 +57,7 @@ def _from_messages(data: bytes, cuts: list[int]) -> Received:
 
 
 def _from_responses(data: bytes, cuts: list[int]) -> Received:
-    writer = ResponsesStreamWriter(response_id="r", model="m", created=0)
+    writer = responses_stream()
     parsed = parse_responses_stream(run_translator(writer.feed, writer.end, data, cuts))
     return None if parsed.stop == "error" else _from_blocks(parsed.blocks)
 
@@ -284,5 +286,7 @@ def test_whole_responses_are_read_leniently_too(body: bytes, text: str) -> None:
     assert (repaired["message"]["content"], repaired["finish_reason"]) == (text, "stop")
     message = json.loads(to_message(body, message_id="m", model="m"))
     assert (message["content"][0]["text"], message["stop_reason"]) == (text, "end_turn")
-    response = json.loads(to_response(body, response_id="r", model="m", created=0))
+    response = json.loads(
+        msgspec.json.encode(to_response(body, response_in_progress(), now=lambda: 9))
+    )
     assert response["output"][0]["content"][0]["text"] == text
