@@ -11,6 +11,7 @@ import logging
 from typing import Protocol
 
 from cortex_common.errors import CortexError, UpstreamFailed
+from cortex_common.log import event
 from cortex_http.client import ClientRequest
 from cortex_http.downstream import Downstream
 from cortex_http.headers import Headers, content_length, lines
@@ -20,7 +21,7 @@ from cortex_server.proxy.access_log import RequestRecord
 from cortex_server.proxy.adapters.base import DialectAdapter
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.engine_address import EngineAddress
-from cortex_server.proxy.errors import connect_failed, redirected
+from cortex_server.proxy.errors import connect_failed, redirect_target, redirected
 from cortex_server.proxy.headers import (
     client_headers,
     client_status,
@@ -182,8 +183,17 @@ class Attempt:
             self._owner.reject(Rejection(error, fault, unreachable=unreachable))
 
     def _connect_failed(self, error: ConnectError) -> None:
-        failure, fault = connect_failed(error, self._context.pool.connect_timeout_s)
+        self._log("connect_failed", address=error.where, reason=error.reason)
+        timeout_s = self._context.pool.connect_timeout_s
+        failure, fault = connect_failed(error, self.endpoint.node, timeout_s)
         self.fail(failure, fault, unreachable=True)
+
+    def _log(self, name: str, **details: str) -> None:
+        """Log what operators learn of a failure, and clients do not."""
+        endpoint = self.endpoint
+        ident = self._owner.record.ident.decode()
+        place = {"request": ident, "node": endpoint.node, "instance": endpoint.id}
+        event(log, name, logging.WARNING, **place, **details)
 
     # -- from the engine: `ResponseHandler` ---------------------------------------------------
 
@@ -198,7 +208,8 @@ class Attempt:
         self._status, self._headers = status, headers
         if 300 <= status < 400:
             # Following it would send the key and the prompt to a server that no configuration names.
-            self.fail(redirected(self.endpoint.node, headers), Fault.ENGINE)
+            self._log("engine_redirected", location=redirect_target(headers))
+            self.fail(redirected(self.endpoint.node), Fault.ENGINE)
             return
         self._owner.record.status = status
         try:

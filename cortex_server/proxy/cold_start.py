@@ -32,6 +32,7 @@ class ColdStart:
         ready: Called when an instance is ready.
         failed: Called instead when none will be.
         lost: Instance that has just been lost, which its node may not have reported yet.
+        for_operator: Whether comments say what the load waits for, which can be other models.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ColdStart:
         ready: Callable[[], None],
         failed: Callable[[CortexError], None],
         lost: Endpoint | None = None,
+        for_operator: bool = True,
     ) -> None:
         self._context = context
         self._model = model
@@ -52,6 +54,7 @@ class ColdStart:
         self._ready = ready
         self._failed = failed
         self._lost = lost
+        self._for_operator = for_operator
         self._timer: asyncio.TimerHandle | None = None
         self._comments = 0
         self._schedule_comment()
@@ -159,5 +162,5 @@ class ColdStart:
         node = f" on {load.node}" if load.node else ""
         place = f", position {load.position} in the queue" if load.position > 1 else ""
         eta = "" if load.eta_s is None else f", about {load.eta_s:.0f} s to go"
-        reason = f": {load.reason}" if load.reason else ""
+        reason = f": {load.reason}" if load.reason and self._for_operator else ""
         return f"{load.state}{node}{place}{eta}{reason}".encode()

@@ -87,8 +87,11 @@ def model_not_allowed(key: Key, model: str) -> PermissionDenied:
     )
 
 
-def connect_failed(error: ConnectError, timeout_s: float) -> tuple[CortexError, Fault]:
-    """Return the error for an engine that no connection can be made to, and whose fault it is."""
+def connect_failed(error: ConnectError, node: str, timeout_s: float) -> tuple[CortexError, Fault]:
+    """Return the error for an engine that no connection can be made to, and whose fault it is.
+
+    The address of the engine is not for clients.
+    """
     if isinstance(error, OutOfResources):
         busy = Unavailable(
             f"the gateway can't open a connection: {error.reason}",
@@ -97,14 +100,17 @@ def connect_failed(error: ConnectError, timeout_s: float) -> tuple[CortexError, 
         )
         return busy, Fault.GATEWAY
     if isinstance(error, ConnectTimeout):
-        text = f"the engine at {error.where} did not accept a connection in {timeout_s:g} s"
+        text = f"the engine on {node} did not accept a connection in {timeout_s:g} s"
         return UpstreamTimeout(text), Fault.ENGINE
-    text = f"the engine at {error.where} can't be reached: {error.reason}"
-    return UpstreamFailed(text), Fault.ENGINE
+    return UpstreamFailed(f"the engine on {node} can't be reached"), Fault.ENGINE
 
 
-def redirected(node: str, headers: Headers) -> UpstreamFailed:
+def redirected(node: str) -> UpstreamFailed:
     """Return the error for a server that redirects, as proxies do to HTTPS."""
+    return UpstreamFailed(f"the server on {node} redirects instead of answering")
+
+
+def redirect_target(headers: Headers) -> str:
+    """Return where a response redirects to, for operators. A login's query, which can be a secret, is left out."""
     location = dict(headers).get(b"location", b"nowhere").decode("latin-1")
-    # A login's query can be a secret.
-    return UpstreamFailed(f"the server on {node} redirects to {location.partition('?')[0]}")
+    return location.partition("?")[0]

@@ -52,6 +52,7 @@ from cortex_server.proxy.headers import (
     request_id,
     retry_headers,
 )
+from cortex_server.proxy.public_errors import public_error, sees_internals
 from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.response.base import JSON_HEAD, STREAM_HEAD
 from cortex_server.proxy.response.verdict import Fault, Rejection, find_fault
@@ -340,6 +341,7 @@ class ProxyRequest:
             ready=self._load_ready,
             failed=self._load_failed,
             lost=lost,
+            for_operator=self._sees_internals,
         )
 
     def _load_ready(self) -> None:
@@ -350,7 +352,15 @@ class ProxyRequest:
 
     def _load_failed(self, error: CortexError) -> None:
         self._cold_start = None
+        assert self.adapter is not None
+        if not self._sees_internals:
+            error = public_error(error, self.adapter.name, self.record.ident.decode())
         self.refuse(error)
+
+    @property
+    def _sees_internals(self) -> bool:
+        assert self.key is not None
+        return sees_internals(self.key, self.context.access_control)
 
     def _comment_load(self, progress: bytes) -> None:
         self.record.cold = True

@@ -25,11 +25,14 @@ from rigs.engine import (
 from rigs.lazy_import import openai
 from rigs.proxy import read_cut_stream, running_proxy
 
+from cortex_common.config.access import KeyEntry
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.schema.requests import RequestState
 from cortex_http.connection import Connection
 from cortex_http.server_protocol import HttpProtocol
+from cortex_server.auth.access_control import AccessControl
+from cortex_server.auth.keys import Keyring, hash_of
 from cortex_server.proxy.request import ProxyRequest
 from cortex_server.proxy.timeouts import check_timeouts
 
@@ -884,3 +887,22 @@ async def test_an_odd_status_and_the_headers_of_an_upstream_stay_with_the_gatewa
         assert response.json() is not None
         assert response.headers["x-cortex-node"] == "n1"
         assert not {"clear-site-data", "strict-transport-security"} & response.headers.keys()
+
+
+async def test_a_failed_load_shows_an_inference_client_no_engine_log():
+    """The engine's last lines are for operators; streams that have begun get the same error as an event."""
+    access = AccessControl(Keyring())
+    key = KeyEntry(name="k", hash=hash_of("k"))
+    access.keyring.replace([key], (), 0.0)
+    model_config = ModelConfig(id="m", harness="scripted")
+    async with (
+        running_proxy({}, model_configs=[model_config], access_control=access) as rig,
+        httpx.AsyncClient(base_url=rig.url, headers={"x-api-key": "k"}) as client,
+    ):
+        rig.loads.outcome.set_result(("exited: /srv/models/secret.gguf not found", ""))
+        answer = await client.post(CHAT, json=BODY)
+    assert answer.status_code == 503
+    error = answer.json()["error"]
+    assert (error["code"], error["message"]) == ("load_failed", "model 'm' could not be loaded")
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] in error["hints"][0]
