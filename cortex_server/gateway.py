@@ -122,7 +122,7 @@ class Gateway:
             clock=clock,
             store=self._store,
         )
-        self._rolling_update = RollingUpdate(self.fleet, self.controller, catalogue)
+        self._rolling_update = RollingUpdate(self.fleet, self.controller, catalogue, clock)
         usage = UsageCounter()
         self.access_control = AccessControl(
             Keyring(), insecure=config.gateway.insecure, usage=usage

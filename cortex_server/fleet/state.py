@@ -51,6 +51,7 @@ class _Node:
     state: NodeState = NodeState.CONNECTING
     reason: str | None = None
     seen_at: float = 0.0
+    absent_since: float = 0.0
     discovery: Discovery | None = None
     status: NodeStatus | None = None
     directives: tuple[Directive, ...] = ()
@@ -279,6 +280,7 @@ class Fleet:
         record = self._nodes[node]
         if record.state is not NodeState.UNREACHABLE:
             event(log, "node_unreachable", logging.WARNING, node=node, reason=reason)
+            record.absent_since = self._clock.monotonic()
         record.state, record.reason = NodeState.UNREACHABLE, reason
         self._changed(node)
 
@@ -367,6 +369,10 @@ class Fleet:
         name = record.entry.name
         if (view := self._views.get(name)) is None:
             view = self._views[name] = self._node_view(record)
+        if record.state is NodeState.UNREACHABLE:
+            absent_s = float(int(self._clock.monotonic() - record.absent_since))
+            if absent_s != view.absent_s:
+                view = self._views[name] = replace(view, absent_s=absent_s)
         return view
 
     def _node_view(self, record: _Node) -> NodeView:

@@ -269,7 +269,6 @@ class Controller(Effects):
         self._fleet.on_change(self._wakeup.set)
         self._fleet.use_waiting_counter(self.waiting_requests)
         upkeep_at = self._clock.monotonic()
-        self._reconciler.start(self._model_configs)
         try:
             while True:
                 await self._next_event(upkeep_at)

@@ -9,11 +9,10 @@ from typing import Protocol
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelConfig
-from cortex_common.errors import CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId
-from cortex_server.placement.desired_state import DesiredState, preloads
+from cortex_server.placement.desired_state import DesiredState
 from cortex_server.placement.load_queue import LoadKey
 
 log = logging.getLogger("cortex.lifecycle")
@@ -107,11 +106,6 @@ class Reconciler:
         self._is_unloading = is_unloading
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, model_configs: Mapping[str, ModelConfig]) -> None:
-        """Load the models that are preloaded."""
-        for key in preloads(model_configs.values()):
-            self._loads.start(model_configs[key.model], key)
-
     def reconcile(
         self, snapshot: FleetSnapshot, model_configs: Mapping[str, ModelConfig], now: float
     ) -> None:
@@ -125,12 +119,19 @@ class Reconciler:
         actions = self._desired_state.actions(snapshot, model_configs.values(), now)
         for key in actions.load:
             self._loads.start(model_configs[key.model], key)
-        for view in actions.unload:
+        due = [(view, "idle") for view in actions.unload]
+        due += [(view, "surplus") for view in actions.surplus]
+        for view, why in due:
             if not self._is_unloading(view.id):
                 event(
-                    log, "idle_unload_started", model=view.model, node=view.node, instance=view.id
+                    log,
+                    "idle_unload_started",
+                    model=view.model,
+                    node=view.node,
+                    instance=view.id,
+                    reason=why,
                 )
-                task = asyncio.create_task(self._unload_idle(view))
+                task = asyncio.create_task(self._unload_idle(view, why))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -141,10 +142,10 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _unload_idle(self, view: InstanceView) -> None:
+    async def _unload_idle(self, view: InstanceView, reason: str) -> None:
         try:
             await self._unload(
-                view.model, (view,), IDLE_DRAIN_TIMEOUT_S, cancel_requests=False, reason="idle"
+                view.model, (view,), IDLE_DRAIN_TIMEOUT_S, cancel_requests=False, reason=reason
             )
-        except CortexError as error:
+        except Exception as error:  # noqa: BLE001 - it is due again with the next round
             event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=error)

@@ -1,4 +1,4 @@
-"""Replaces instances whose model config has changed, one at a time and while idle."""
+"""Replaces instances whose model config has changed, one at a time and while idle, and unloads those without one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.log import event
@@ -24,6 +25,9 @@ for now."""
 
 LOAD_TIMEOUT_S = 3600.0
 
+RETRY_INTERVAL_S = 30.0
+"""Seconds after which an instance that could not be unloaded is tried again."""
+
 
 class RollingUpdate:
     """Replaces stale instances.
@@ -32,13 +36,19 @@ class RollingUpdate:
         fleet: live state of the nodes.
         controller: unloads and loads.
         catalogue: the model configs that the instances were loaded with.
+        clock: for the time until a failed replacement is tried again.
     """
 
-    def __init__(self, fleet: Fleet, controller: Controller, catalogue: Catalogue) -> None:
+    def __init__(
+        self, fleet: Fleet, controller: Controller, catalogue: Catalogue, clock: Clock
+    ) -> None:
+        self._clock = clock
         self._fleet = fleet
         self._controller = controller
         self._model_configs = _by_id(catalogue)
         self._stale: set[InstanceId] = set()
+        self._removed: set[InstanceId] = set()
+        self._not_before: dict[InstanceId, float] = {}
 
     def use_catalogue(self, catalogue: Catalogue) -> int:
         """Replace the model configs.
@@ -57,30 +67,70 @@ class RollingUpdate:
             for i in self._fleet.snapshot.instances()
             if i.model in changed and not self._fleet.is_upstream(i.node)
         }
+        removed = previous.keys() - self._model_configs.keys()
+        self._removed |= {
+            i.id
+            for i in self._fleet.snapshot.instances()
+            if i.model in removed and not self._fleet.is_upstream(i.node)
+        }
         return len(self._stale)
 
     async def run(self) -> None:
-        """Replace stale idle instances, one at a time, until cancelled."""
+        """Replace stale idle instances and unload those of removed models, one at a time, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
-            if self._stale:
-                try:
-                    await self._replace_one()
-                except CortexError as error:
-                    event(log, "replacement_failed", logging.WARNING, reason=error.message)
+            if self._stale or self._removed:
+                await self._advance()
 
-    async def _replace_one(self) -> None:
+    async def _advance(self) -> None:
+        """Deal with one instance; one that can't be unloaded, such as on a dead node, does not hold up the others."""
         views = {i.id: i for i in self._fleet.snapshot.instances()}
         self._stale &= views.keys()
-        idle = next((views[i] for i in self._stale if _is_idle(views[i])), None)
-        model_config = None if idle is None else self._model_configs.get(idle.model)
-        if idle is None or model_config is None:
-            return
-        event(log, "replacement_started", model=idle.model, node=idle.node, instance=idle.id)
+        self._removed &= {i for i, v in views.items() if v.model not in self._model_configs}
+        now = self._clock.monotonic()
+        due = [v for i, v in views.items() if self._fleet.is_up(v.node) and self._is_due(i, now)]
+        removed = next((v for v in due if v.id in self._removed), None)
+        idle = next((v for v in due if v.id in self._stale and _is_idle(v)), None)
+        try:
+            if removed is not None:
+                await self._unload_removed(removed)
+            elif idle is not None:
+                await self._replace(idle)
+        except CortexError as error:
+            view = removed or idle
+            assert view is not None
+            self._not_before[view.id] = now + RETRY_INTERVAL_S
+            event(
+                log,
+                "replacement_failed",
+                logging.WARNING,
+                model=view.model,
+                node=view.node,
+                instance=view.id,
+                reason=error.message,
+            )
+
+    def _is_due(self, instance: InstanceId, now: float) -> bool:
+        return self._not_before.get(instance, 0.0) <= now
+
+    async def _unload_removed(self, view: InstanceView) -> None:
+        """Drain and unload an instance whose model is no longer in the catalogue."""
+        event(log, "removed_model_unloading", model=view.model, node=view.node, instance=view.id)
+        drain_s = self._controller.drain_timeout_s
         await self._controller.unload(
-            idle.model, (idle,), DRAIN_TIMEOUT_S, cancel_requests=False, reason="config_change"
+            view.model, (view,), drain_s, cancel_requests=False, reason="config_change"
         )
-        self._stale.discard(idle.id)
+        self._removed.discard(view.id)
+
+    async def _replace(self, view: InstanceView) -> None:
+        model_config = self._model_configs.get(view.model)
+        if model_config is None:
+            return
+        event(log, "replacement_started", model=view.model, node=view.node, instance=view.id)
+        await self._controller.unload(
+            view.model, (view,), DRAIN_TIMEOUT_S, cancel_requests=False, reason="config_change"
+        )
+        self._stale.discard(view.id)
         await self._controller.ensure_loaded(
             model_config, LoadKey(model_config.id), timeout_s=LOAD_TIMEOUT_S
         )

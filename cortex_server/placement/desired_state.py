@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cortex_common.config.catalogue import ModelConfig
-from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState, NodeView
 from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_server.placement.load_queue import LoadKey
+
+_PRESENT = frozenset({InstanceState.READY, InstanceState.LOADING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +20,12 @@ class Actions:
 
     Attributes:
         unload: instances that have been idle for longer than their model's time to live.
+        surplus: instances beyond `replicas.max`, since a node that was away is back.
         load: instances that are missing.
     """
 
     unload: tuple[InstanceView, ...] = ()
+    surplus: tuple[InstanceView, ...] = ()
     load: tuple[LoadKey, ...] = ()
 
 
@@ -35,8 +40,7 @@ class DesiredState:
     """Compares the fleet with what it should be, over time.
 
     Idle times are measured with the monotonic clock from when an instance was last seen busy, so a host clock that
-    jumps
-    unloads nothing.
+    jumps unloads nothing. Instances on external upstreams are nobody's replicas.
 
     Attributes:
         idle_ttl_s: time to live of models whose config sets none; 0 for never.
@@ -51,6 +55,9 @@ class DesiredState:
     unloaded_models: set[str] = field(default_factory=set)
     _idle: dict[InstanceId, _IdleRecord] = field(default_factory=dict)
     _full_since: dict[str, float] = field(default_factory=dict)
+    _preloaded: set[str] = field(default_factory=set)
+    _away: set[str] = field(default_factory=set)
+    _may_exceed: set[str] = field(default_factory=set)
 
     def actions(
         self, snapshot: FleetSnapshot, model_configs: Iterable[ModelConfig], now: float
@@ -63,21 +70,33 @@ class DesiredState:
             now: monotonic seconds.
         """
         by_model: dict[str, list[InstanceView]] = {}
+        absent: Counter[str] = Counter()
         for node in snapshot.nodes:
-            if node.state is NodeState.UP:
+            if node.state is NodeState.UP and not node.upstream:
                 for instance in node.instances:
                     by_model.setdefault(instance.model, []).append(instance)
+            elif node.is_expected_back:
+                absent.update(i.model for i in node.instances if i.state in _PRESENT)
         self._track_idle(by_model, now)
+        self._track_returns(snapshot)
         all_reported = all(node.state is not NodeState.CONNECTING for node in snapshot.nodes)
         unload: list[InstanceView] = []
+        surplus: list[InstanceView] = []
         load: list[LoadKey] = []
         for model_config in model_configs:
             instances = by_model.get(model_config.id, [])
             unload += self._expired(model_config, instances, now)
-            key = self._missing_replica(model_config, instances, now) if all_reported else None
+            surplus += self._surplus(model_config, instances)
+            preload = self._due_preload(model_config, instances, snapshot.nodes)
+            if preload is not None:
+                load.append(preload)
+            away = absent[model_config.id]
+            key = (
+                self._missing_replica(model_config, instances, away, now) if all_reported else None
+            )
             if key is not None:
                 load.append(key)
-        return Actions(tuple(unload), tuple(load))
+        return Actions(tuple(unload), tuple(surplus), tuple(load))
 
     def idle_for(self, instance: InstanceId, now: float) -> float:
         """Return the seconds since an instance was last seen busy."""
@@ -121,16 +140,61 @@ class DesiredState:
         expired.sort(key=lambda i: self._idle[i.id].idle_since)
         return expired[: max(0, len(ready) - model_config.replicas.min)]
 
-    def _missing_replica(
-        self, model_config: ModelConfig, instances: list[InstanceView], now: float
+    def _track_returns(self, snapshot: FleetSnapshot) -> None:
+        """Note the models of nodes that are back: they may have been loaded elsewhere in the meantime."""
+        for node in snapshot.nodes:
+            if node.state is NodeState.UP and node.name in self._away:
+                self._may_exceed.update(i.model for i in node.instances)
+        self._away = {n.name for n in snapshot.nodes if n.state is NodeState.UNREACHABLE}
+
+    def _surplus(
+        self, model_config: ModelConfig, instances: list[InstanceView]
+    ) -> list[InstanceView]:
+        """Return the idle instances beyond `replicas.max`, least recently used first."""
+        if model_config.id not in self._may_exceed:
+            return []
+        present = [i for i in instances if i.state in _PRESENT]
+        excess = len(present) - model_config.replicas.max
+        if excess <= 0:
+            self._may_exceed.discard(model_config.id)
+            return []
+        ready = [i for i in present if i.state is InstanceState.READY]
+        idle = [i for i in ready if not i.pinned and not i.in_flight]
+        return sorted(idle, key=lambda i: i.last_used)[: min(excess, len(ready) - 1)]
+
+    def _due_preload(
+        self,
+        model_config: ModelConfig,
+        instances: list[InstanceView],
+        nodes: Iterable[NodeView],
     ) -> LoadKey | None:
-        present = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
+        """Return the load of a model with `preload` that has not been loaded yet, once a node for it is up."""
+        model = model_config.id
+        if not model_config.preload:
+            self._preloaded.discard(model)
+        elif model not in self._preloaded:
+            if instances or model in self.unloaded_models:
+                self._preloaded.add(model)
+            elif any(
+                n.state is NodeState.UP
+                and model_config.harness in n.harnesses
+                and n.name in (model_config.nodes or {n.name})
+                for n in nodes
+            ):
+                return LoadKey(model, may_evict=False)
+        return None
+
+    def _missing_replica(
+        self, model_config: ModelConfig, instances: list[InstanceView], away: int, now: float
+    ) -> LoadKey | None:
+        """Return the load of a further instance that is due; `away` instances are on nodes that are expected back."""
+        present = [i for i in instances if i.state in _PRESENT]
         ready = [i for i in present if i.state is InstanceState.READY and i.routable]
         if ready:  # requested through another gateway
             self.unloaded_models.discard(model_config.id)
         if model_config.id in self.unloaded_models:
             return None
-        if len(present) < model_config.replicas.min:
+        if len(present) + away < model_config.replicas.min:
             return LoadKey(model_config.id, replica=bool(present))
         slots = sum(i.parallel or 1 for i in ready)
         busy = bool(ready) and sum(i.in_flight for i in ready) >= slots
@@ -141,12 +205,3 @@ class DesiredState:
         if now - full_since < self.scale_out_after_s:
             return None
         return LoadKey(model_config.id, replica=True, may_evict=False)
-
-
-def preloads(model_configs: Iterable[ModelConfig]) -> tuple[LoadKey, ...]:
-    """Return what to load when the gateway starts, where memory is available."""
-    return tuple(
-        LoadKey(model_config.id, may_evict=False)
-        for model_config in model_configs
-        if model_config.preload
-    )

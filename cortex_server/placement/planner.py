@@ -45,10 +45,6 @@ from cortex_server.placement.topology import describe_links
 MAX_REFUSALS = 64
 """Limit on the refusals that an impossible plan carries."""
 
-ABSENCE_GRACE_S = 30.0
-"""A node that was up this recently is expected back: a neuron that is being upgraded, or a network that drops out, is
-away for seconds, and requests need not fail for that. A node that announced its stop gets the announced time on top."""
-
 
 def plan(request: PlacementRequest, cluster: ClusterState, policy: Policy) -> Plan:
     """Decide what to do for a request, disregarding past failures; see the module docstring for the preferences."""
@@ -168,6 +164,18 @@ def _unreported_node(request: PlacementRequest, cluster: ClusterState) -> str | 
     return None
 
 
+def _absent_holder(request: PlacementRequest, cluster: ClusterState) -> str | None:
+    """Return a node that had the model and is expected back; nothing is evicted for the model until then."""
+    for capacity in cluster.capacities:
+        if (
+            capacity.node.is_expected_back
+            and request.model_config.id in capacity.models
+            and request.constraints.node in {None, capacity.node.name}
+        ):
+            return capacity.node.name
+    return None
+
+
 def _is_allowed_node(request: PlacementRequest, node: NodeView) -> bool:
     """Return whether the request and the model config allow the node by name."""
     return request.constraints.node in {None, node.name} and node.name in (
@@ -239,7 +247,13 @@ def _place_with_eviction(
     cluster: ClusterState,
     policy: Policy,
 ) -> Load | Wait | None:
-    """Find the cheapest eviction; wait while only recent or busy instances could be evicted and patience lasts."""
+    """Find the cheapest eviction.
+
+    Wait while only recent or busy instances could be evicted and patience lasts, and for a node that has the model and
+    is expected back.
+    """
+    if not request.replica and (holder := _absent_holder(request, cluster)) is not None:
+        return Wait((), f"node {holder}, which has it loaded, was up until a moment ago")
     patience_s = policy.patience_s
     recent_patience_s = patience_s + policy.min_residency_s
     tiers = (
@@ -293,8 +307,7 @@ def _wait_for_capacity(
         allowed = request.constraints.node is None or capacity.node.name == request.constraints.node
         if (
             allowed
-            and (reason := _expected_back(capacity, request.model_config.harness, cluster.now))
-            is not None
+            and (reason := _expected_back(capacity, request.model_config.harness)) is not None
         ):
             return Wait((), reason)
     for capacity in capacities:
@@ -315,13 +328,12 @@ def _wait_for_capacity(
     return None
 
 
-def _expected_back(capacity: NodeCapacity, harness: str, now: float) -> str | None:
+def _expected_back(capacity: NodeCapacity, harness: str) -> str | None:
     """Return why a node that is not up may be up again soon; None when it is up or not expected back."""
     node = capacity.node
     if node.state is NodeState.CONNECTING:
         return f"node {node.name} has not reported yet"
-    was_up_recently = 0 <= now - node.seen_at < ABSENCE_GRACE_S + node.stopping_s
-    if node.state is NodeState.UNREACHABLE and was_up_recently and harness in node.harnesses:
+    if node.is_expected_back and harness in node.harnesses:
         return f"node {node.name} was up until a moment ago"
     return None
 

@@ -35,7 +35,7 @@ LABELS = {
     "harness": "kind of engine",
     "outcome": "of a load `ready` or `failed`; of a drain `idle` (completed) or `busy` (timed out); of a restart "
     "`restarted`, `kept` (another gateway had it done), `busy` or `failed`",
-    "reason": "`eviction`, `idle`, `operator`, `defrag`, `drain` or `config_change`",
+    "reason": "`eviction`, `idle`, `surplus`, `operator`, `defrag`, `drain` or `config_change`",
     "device": "index of the device on its node",
     "state": "`loading`, `ready`, `draining`, `stopping`, `stopped` or `failed`",
     "version": "version of cortex",

@@ -170,6 +170,17 @@ async def test_one_neuron_under_two_addresses_is_one_node(tmp_path: Path) -> Non
             assert len(served.gateway.fleet.snapshot.instances()) == 1
 
 
+async def test_a_preload_is_loaded_when_its_node_appears(tmp_path: Path) -> None:
+    """A gateway that starts hours before its node loads what is preloaded once the node is up."""
+    models = (tiny(tmp_path, "a", preload=True),)
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    async with gateway({"here": f"http://127.0.0.1:{port}"}, models) as served:
+        await until(lambda: served.gateway.fleet.state("here") == "unreachable")
+        async with neuron(tmp_path, ROOM_MB, port=port):
+            await until(lambda: bool(served.gateway.fleet.ready("a")))
+
+
 @pytest.mark.timeout(240)
 async def test_two_gateways_share_scarce_memory(tmp_path: Path) -> None:
     """Under load for four models on memory for two, nothing is overcommitted and no stream is cut."""

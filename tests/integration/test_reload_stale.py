@@ -56,6 +56,24 @@ async def test_a_busy_instance_is_replaced_only_after_its_requests(tmp_path):
         await until(lambda: all(v.id != old for v in served.gateway.fleet.snapshot.instances()))
 
 
+async def test_the_instance_of_a_removed_model_is_drained_and_unloaded(tmp_path):
+    """A request in flight completes; then the instance is gone, and that of another model stays."""
+    removed, kept = tiny(tmp_path, "removed"), tiny(tmp_path, "kept")
+    async with (
+        neuron(tmp_path, 2048) as node,
+        gateway({"n": node.url}, (removed, kept)) as served,
+    ):
+        await served.chat("removed")
+        await served.chat("kept")
+        request = asyncio.create_task(served.chat("removed", max_tokens=500))
+        await until(lambda: any(v.in_flight for v in served.gateway.fleet.snapshot.instances()))
+        await served.gateway.apply(served.gateway.config, Catalogue(models=(kept,)))
+        assert (await request).status_code == 200
+        await until(
+            lambda: [v.model for v in served.gateway.fleet.snapshot.instances()] == ["kept"]
+        )
+
+
 async def test_a_fixed_model_config_is_loaded_immediately(tmp_path):
     """The backoff after failures of the old model config does not apply to the new one."""
     fixed = tiny(tmp_path, "fixed")

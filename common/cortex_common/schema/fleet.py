@@ -117,6 +117,11 @@ class EngineView:
     cycles: int = 0
 
 
+ABSENCE_GRACE_S = 60.0
+"""A node that was up this recently is expected back: a neuron that is being upgraded, or a network that drops out, is
+away for seconds. A node that announced its stop gets the announced time on top."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """A host that runs a neuron, or an external upstream.
@@ -125,6 +130,7 @@ class NodeView:
         upstream: whether it is an external upstream, on which nothing is loaded or unloaded.
         reason: why it is not up.
         seen_at: Unix seconds of the last message from it.
+        absent_s: seconds since it became unreachable; 0 if it is not.
         stopping_s: seconds that its neuron, which is shutting down, gives to relayed requests; 0 if it is not.
         cordoned: whether new instances are not placed on it.
         harness_kinds: device kinds that the engines of each harness run on, preferred first.
@@ -138,6 +144,7 @@ class NodeView:
     state: NodeState = NodeState.CONNECTING
     reason: str | None = None
     seen_at: Timestamp = 0.0
+    absent_s: float = 0.0
     stopping_s: float = 0.0
     hostname: str = ""
     os: str = ""
@@ -157,6 +164,12 @@ class NodeView:
     failures: tuple[EngineFailures, ...] = ()
     cordoned: bool = False
     upstream: bool = False
+
+    @property
+    def is_expected_back(self) -> bool:
+        """Whether it was up until a moment ago, so that its instances are expected to be there when it is back."""
+        was_up = self.state is NodeState.UNREACHABLE and self.seen_at > 0
+        return was_up and self.absent_s < ABSENCE_GRACE_S + self.stopping_s
 
 
 class ModelState(StrEnum):

@@ -7,7 +7,7 @@ from placement_states import NOW, device, instance, model_config, node
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.instances import InstanceState
-from cortex_server.placement.desired_state import DesiredState, preloads
+from cortex_server.placement.desired_state import DesiredState
 from cortex_server.placement.load_queue import LoadKey
 
 
@@ -132,7 +132,48 @@ def test_no_replica_is_missing_before_every_node_has_reported() -> None:
     assert new_desired_state().actions(unreachable, kept, 0.0).load == (LoadKey("a"),)
 
 
-def test_preloads_do_not_evict() -> None:
-    """Models with `preload` are loaded at start, into available memory only."""
-    model_configs = [model_config("a", preload=True), model_config("b")]
-    assert preloads(model_configs) == (LoadKey("a", may_evict=False),)
+def test_a_preload_waits_for_its_node() -> None:
+    """A model with `preload` is loaded once a node that has its harness is up, without evictions, and only once."""
+    desired_state, preloaded = new_desired_state(ttl=0.0), wanted(preload=True)
+    away = FleetSnapshot(
+        1, NOW, (node("n1", (device(0),), (), state=NodeState.UNREACHABLE, seen_at=NOW),)
+    )
+    assert desired_state.actions(away, preloaded, 0.0).load == ()
+    due = (LoadKey("a", may_evict=False),)
+    assert desired_state.actions(fleet(), preloaded, 90_000.0).load == due
+    assert desired_state.actions(fleet(), preloaded, 90_001.0).load == due
+    assert desired_state.actions(fleet(instance("a")), preloaded, 90_002.0).load == ()
+    assert desired_state.actions(fleet(), preloaded, 90_003.0).load == ()
+
+
+def test_replicas_on_a_node_that_is_away_for_moments_are_not_missing() -> None:
+    """A replacement is loaded only once the node is not expected back any more."""
+    desired_state, kept = new_desired_state(), wanted(replicas={"min": 1, "max": 1})
+    away = node("n1", (device(0),), (instance("a"),), state=NodeState.UNREACHABLE, seen_at=NOW)
+    other = node("n2", (device(0),))
+    for absent_s, due in ((1.0, ()), (59.0, ()), (60.0, (LoadKey("a"),))):
+        snapshot = FleetSnapshot(1, NOW, (replace(away, absent_s=absent_s), other))
+        assert desired_state.actions(snapshot, kept, absent_s).load == due
+
+
+def test_replicas_are_trimmed_when_a_node_is_back() -> None:
+    """A copy that was loaded elsewhere goes again: an idle one, least recently used, and never the last."""
+    desired_state, kept = new_desired_state(ttl=0.0), wanted(replicas={"min": 1, "max": 1})
+    original, copy = instance("a", last_used=NOW - 60), instance("a", node="n2", last_used=NOW)
+    n1 = node("n1", (device(0),), (original,), seen_at=NOW)
+    n2 = node("n2", (device(0),), (copy,))
+    away = FleetSnapshot(1, NOW, (replace(n1, state=NodeState.UNREACHABLE, absent_s=90.0), n2))
+    assert desired_state.actions(FleetSnapshot(1, NOW, (n1, n2)), kept, 0.0).surplus == ()
+    assert desired_state.actions(away, kept, 1.0).surplus == ()
+    back = FleetSnapshot(1, NOW, (n1, n2))
+    assert desired_state.actions(back, kept, 2.0).surplus == (original,)
+    assert desired_state.actions(FleetSnapshot(1, NOW, (n2,)), kept, 3.0).surplus == ()
+    assert desired_state.actions(back, kept, 4.0).surplus == ()
+
+
+def test_copies_on_external_upstreams_are_no_replicas() -> None:
+    """`replicas.min` is kept by instances of this fleet."""
+    upstream = node("cloud", (), (instance("a", node="cloud"),), upstream=True)
+    snapshot = FleetSnapshot(1, NOW, (node("n1", (device(0),)), upstream))
+    kept = wanted(replicas={"min": 1, "max": 1})
+    assert new_desired_state().actions(snapshot, kept, 0.0).load == (LoadKey("a"),)

@@ -423,11 +423,13 @@ def test_a_node_that_never_reported_may_be_suitable() -> None:
 @pytest.mark.parametrize(
     ("more", "waits"),
     [
-        ({"seen_at": NOW - 5}, True),
-        ({"seen_at": NOW - 60}, False),
-        ({"seen_at": NOW + 60}, False),
-        ({"seen_at": NOW - 60, "stopping_s": 150}, True),
-        ({"seen_at": NOW - 185, "stopping_s": 150}, False),
+        ({"seen_at": NOW - 5, "absent_s": 5.0}, True),
+        ({"seen_at": NOW - 60, "absent_s": 60.0}, False),
+        ({"seen_at": NOW + 3600, "absent_s": 5.0}, True),
+        ({"seen_at": NOW - 90_000, "absent_s": 5.0}, True),
+        ({"seen_at": 0.0, "absent_s": 5.0}, False),
+        ({"seen_at": NOW - 61, "absent_s": 61.0, "stopping_s": 150}, True),
+        ({"seen_at": NOW - 215, "absent_s": 215.0, "stopping_s": 150}, False),
     ],
 )
 def test_a_node_that_was_just_lost_is_expected_back(more: dict[str, float], waits: bool) -> None:
@@ -590,3 +592,22 @@ def test_an_operator_chooses_node_and_devices() -> None:
         ),
         Serve,
     )
+
+
+def test_nothing_is_evicted_for_a_model_whose_node_is_away_for_moments() -> None:
+    """Requests wait for the node; memory that is free elsewhere is used, and after the grace period another goes."""
+    held = instance("a", node="n1")
+    away = node("n1", (device(0, 100),), (held,), state=NodeState.UNREACHABLE, seen_at=NOW)
+    full = node("n2", (device(0, 100),), (instance("b", node="n2"),))
+    request = PlacementRequest(model_config("a"), waited_s=5.0)
+    for absent_s in (0.0, 59.0):
+        waiting = plan(request, cluster(replace(away, absent_s=absent_s), full), LRU)
+        assert isinstance(waiting, Wait)
+        assert "n1, which has it loaded" in waiting.reason
+    gone = plan(request, cluster(replace(away, absent_s=60.0), full), LRU)
+    assert isinstance(gone, Load)
+    assert gone.evictions == ("b@n2/0",)
+    empty = node("n2", (device(0, 100),))
+    elsewhere = plan(request, cluster(away, empty), LRU)
+    assert isinstance(elsewhere, Load)
+    assert elsewhere.node == "n2"
