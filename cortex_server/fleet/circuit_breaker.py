@@ -31,6 +31,7 @@ MAX_COOL_DOWN_S = 3600.0
 
 MAX_RETRY_TOKENS = 100.0
 RETRY_TOKENS_PER_REQUEST = 0.2
+RETRY_TOKENS_PER_SECOND = 1.0
 
 
 class BreakerState(StrEnum):
@@ -67,6 +68,7 @@ class Breaker:
     disabled: bool = False
     cooling: bool = False
     _times_opened: int = 0
+    _times_cooled: int = 0
     _succeeded: int = 0
     _failed: int = 0
 
@@ -80,7 +82,10 @@ class Breaker:
         """Close the breaker; return whether it was open or half-open."""
         self.failures = 0
         self._succeeded += 1
-        if self.state is BreakerState.CLOSED or self.cooling:
+        if self.cooling:
+            return False
+        self._times_cooled = 0
+        if self.state is BreakerState.CLOSED:
             return False
         self.state, self.reason, self._times_opened = BreakerState.CLOSED, None, 0
         return True
@@ -102,12 +107,12 @@ class Breaker:
         self._times_opened += 1
         return OPEN_BACKOFF.delay_s(self._times_opened)
 
-    def cool_down(self, seconds: float, reason: str) -> float | None:
-        """Open for as long as the engine asked.
+    def cool_down(self, seconds: float | None, reason: str) -> float | None:
+        """Open because the engine is busy.
 
         Args:
-            seconds: what it asked for.
-            reason: why it did.
+            seconds: how long it asked to be left alone; None if it did not say, which grows from time to time.
+            reason: what it said.
 
         Returns:
             Seconds for which the breaker is open; None when it already was.
@@ -115,6 +120,9 @@ class Breaker:
         if self.state is BreakerState.OPEN:
             return None
         self.state, self.reason, self.cooling = BreakerState.OPEN, reason, True
+        self._times_cooled += 1
+        if seconds is None:
+            return OPEN_BACKOFF.delay_s(self._times_cooled)
         return min(max(seconds, MIN_COOL_DOWN_S), MAX_COOL_DOWN_S)
 
     def end_pause(self) -> None:
@@ -131,7 +139,7 @@ class Breaker:
 class RetryBudget:
     """A limit on retries across the gateway, so that a failing fleet does not get twice the load.
 
-    Each request earns a fifth of a retry, up to a hundred saved; each retry spends one.
+    Each request earns a fifth of a retry, and each second a whole one, up to a hundred saved; each retry spends one.
     """
 
     tokens: float = 20.0
@@ -140,6 +148,10 @@ class RetryBudget:
         """Count a request."""
         if self.tokens < MAX_RETRY_TOKENS:
             self.tokens += RETRY_TOKENS_PER_REQUEST
+
+    def earn_by_time(self, seconds: float) -> None:
+        """Count seconds that have passed: when requests are rare, retries are no load."""
+        self.tokens = min(self.tokens + seconds * RETRY_TOKENS_PER_SECOND, MAX_RETRY_TOKENS)
 
     def spend(self) -> bool:
         """Take one retry from the budget; return whether there was one."""

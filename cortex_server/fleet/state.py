@@ -151,8 +151,18 @@ class Fleet:
         """Record that an instance failed a request; several failures in a row open its breaker."""
         self._pause(endpoint, "breaker_opened", endpoint.breaker.record_failure(reason), reason)
 
-    def cool_down(self, endpoint: Endpoint, seconds: float, reason: str) -> None:
-        """Send an instance no requests for as long as it asked, such as with Retry-After."""
+    def cool_down(self, endpoint: Endpoint, seconds: float | None, reason: str) -> None:
+        """Send a busy instance no requests for a while.
+
+        Args:
+            endpoint: The instance.
+            seconds: How long it asked for, such as with Retry-After. None if it did not say: then it is left alone
+                only if another instance can take its requests.
+            reason: What it said.
+        """
+        if seconds is None and len(self.ready(endpoint.model)) < 2:
+            self.release_trial(endpoint)
+            return
         delay_s = endpoint.breaker.cool_down(seconds, reason)
         self._pause(endpoint, "instance_cooling_down", delay_s, reason)
 

@@ -99,7 +99,7 @@ def record_outcome(
         fleet.record_success(endpoint)
     elif fault.is_failure:
         fleet.record_failure(endpoint, error.message if error is not None else fault)
-    elif fault is Fault.BUSY and error is not None and error.retry_after is not None:
+    elif fault is Fault.BUSY and error is not None:
         fleet.cool_down(endpoint, error.retry_after, error.message)
     else:
         fleet.release_trial(endpoint)

@@ -83,11 +83,12 @@ class ProxyContext:
         self.responses.limit(limits.stored_responses_mb * 1024 * 1024)
 
     async def measure_lag(self) -> None:
-        """Measure how late the event loop runs its timers, until cancelled."""
+        """Measure how late the event loop runs its timers, and let time earn retries, until cancelled."""
         while True:
             started = perf_counter()
             await asyncio.sleep(_LAG_INTERVAL_S)
             self.metrics.lag.observe(max(0.0, perf_counter() - started - _LAG_INTERVAL_S))
+            self.retries.earn_by_time(_LAG_INTERVAL_S)
 
     def close(self) -> None:
         """Close idle connections to engines and write the last lines of the access log."""

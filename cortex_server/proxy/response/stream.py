@@ -121,7 +121,8 @@ class TranslatedStream(EngineResponse):
 
     @override
     def feed(self, data: bytes) -> bytes:
-        self._events += data.count(b"\n\n")
+        # Comments are no events. No text contains a line feed, so that this counts no text either.
+        self._events += data.startswith(b"data:") + data.count(b"\ndata:")
         output = self._stream.feed(data)
         return output if self._stream.started else b""
 

@@ -9,7 +9,7 @@ fault     meaning                                                another instanc
 CLIENT    the request is wrong, whoever gets it                  no                 the instance is well
 ENGINE    the engine failed                                      yes                a failure
 ACCOUNT   our key, account or list of models is wrong there      yes                a failure
-BUSY      the engine has too much to do                          yes                pauses for Retry-After, if given
+BUSY      the engine has too much to do                          yes                a pause, as Retry-After says
 FEATURE   the engine lacks the route                             yes                none
 GATEWAY   the gateway itself failed, or an operator intervened   no                 none
 ========  =====================================================  =================  ==============================
