@@ -339,6 +339,11 @@ class Fleet:
         record = self._nodes.get(node)
         return record is not None and isinstance(record.entry, UpstreamEntry)
 
+    def is_unreachable(self, node: str) -> bool:
+        """Return whether a node is configured but can't be reached."""
+        record = self._nodes.get(node)
+        return record is not None and record.state is NodeState.UNREACHABLE
+
     def state(self, node: str) -> NodeState:
         """Return the state of a node."""
         return self._nodes[node].state

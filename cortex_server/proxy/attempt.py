@@ -347,4 +347,5 @@ class Attempt:
             f"the engine broke off: {reason}" if self._status else f"the engine on {node}: {reason}"
         )
         self.upstream = None
-        self.fail(UpstreamFailed(text), Fault.ENGINE, unreachable=True)
+        is_lost = self._context.fleet.is_unreachable(node)
+        self.fail(UpstreamFailed(text), Fault.LOST if is_lost else Fault.ENGINE, unreachable=True)

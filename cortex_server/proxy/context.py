@@ -15,6 +15,7 @@ from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.access_log import AccessLog
 from cortex_server.proxy.engine_address import EngineAddress, EngineAddresses
+from cortex_server.proxy.host_probes import HostProbes
 from cortex_server.proxy.load_balancer import LoadBalancer
 from cortex_server.proxy.ports import Loads, Spans
 from cortex_server.proxy.response_store import ResponseStore
@@ -37,6 +38,7 @@ class ProxyContext:
     Attributes:
         admission: Queue of requests over the limit of requests in flight.
         pool: Connections to engines.
+        host_probes: Probes of hosts whose node can't be reached.
         addresses: Addresses of engines.
         retries: Budget for second attempts.
         load_balancer: Chooses among several ready instances.
@@ -65,6 +67,7 @@ class ProxyContext:
         self.pool: ConnectionPool[EngineAddress] = ConnectionPool(
             connect_timeout_s=settings.connect_timeout_s
         )
+        self.host_probes = HostProbes(self.pool)
         self.addresses = EngineAddresses()
         self.access_log = AccessLog(self.loop)
         self.retries = RetryBudget()
@@ -92,5 +95,6 @@ class ProxyContext:
 
     def close(self) -> None:
         """Close idle connections to engines and write the last lines of the access log."""
+        self.host_probes.close()
         self.pool.close()
         self.access_log.close()

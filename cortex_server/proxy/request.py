@@ -324,6 +324,8 @@ class ProxyRequest:
         candidates = [c for c in candidates if c.id not in self._attempted]
         if self._attempts >= MAX_ATTEMPTS:
             return ()
+        if self._rejection is not None and self._rejection.fault is Fault.LOST:
+            return candidates  # the requests of a lost node are no additional load
         return candidates if candidates and self.context.retries.spend() else ()
 
     def _respond_locally(self, body: bytes) -> None:
@@ -480,6 +482,11 @@ class ProxyRequest:
             self.client.cut()
         else:
             self.client.end()
+
+    def skip_time(self, seconds: float) -> None:
+        """Take time in which this process stood still out of the timeouts."""
+        self.record.last_byte += seconds
+        self.progressed_at += seconds
 
     # -- keeping alive and ending ------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Collection
 
-from cortex_common.errors import UpstreamTimeout
+from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.log import event
+from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.keep_alive import keep_alive_pause
 from cortex_server.proxy.request import ProxyRequest
 from cortex_server.proxy.response.verdict import Fault
@@ -20,6 +21,9 @@ comments do not count. The client waits for the end meanwhile."""
 
 _INTERVAL_S = 1.0
 
+_LATE_S = 2.0
+"""A check that is so much late shows that this process stood still, for which no engine or client is to blame."""
+
 
 async def watch_timeouts(requests: Collection[ProxyRequest]) -> None:
     """Check the timeouts of all requests once a second, until cancelled.
@@ -31,9 +35,14 @@ async def watch_timeouts(requests: Collection[ProxyRequest]) -> None:
     """
     loop = asyncio.get_running_loop()
     while True:
+        due = loop.time() + _INTERVAL_S
         await asyncio.sleep(_INTERVAL_S)
         now = loop.time()
+        stood_still_s = now - due
         for request in tuple(requests):
+            if stood_still_s > _LATE_S:
+                request.skip_time(stood_still_s)
+                continue  # what has arrived meanwhile is read first
             check_timeouts(request, now)
 
 
@@ -44,30 +53,46 @@ def check_timeouts(request: ProxyRequest, now: float) -> None:
         request: A request in flight.
         now: The event loop's time.
     """
-    record, settings = request.record, request.context.settings
     if request.client.is_unresponsive():
         _drop_client(request, "client_vanished")
-        return
-    if request.client_is_blocked:
-        if now - record.last_byte > settings.idle_timeout_s:
+    elif request.client_is_blocked:
+        if now - request.record.last_byte > request.context.settings.idle_timeout_s:
             _drop_client(request, "client_stalled")
-        return
-    attempt = request.attempt
-    if attempt is None:
-        return
+    elif request.attempt is not None:
+        _note_progress(request, request.attempt, now)
+        if request.context.fleet.is_unreachable(request.attempt.endpoint.node):
+            _check_lost_node(request, request.attempt)
+        _keep_alive(request, now)
+        _check_engine(request, now)
+
+
+def _note_progress(request: ProxyRequest, attempt: Attempt, now: float) -> None:
+    """Note events that have arrived since the last check; the fast path keeps no time."""
     response = attempt.response
     if response is not None and response.events != request.events_seen:
-        request.events_seen = response.events  # the fast path keeps no time
-        record.last_byte = request.progressed_at = now
-    pause = settings.prefill_comment_after_s
+        request.events_seen = response.events
+        request.record.last_byte = request.progressed_at = now
+
+
+def _keep_alive(request: ProxyRequest, now: float) -> None:
+    """Send a comment if nothing has been sent for long, as the engine still computes the prompt."""
+    first_s = request.context.settings.prefill_comment_after_s
     if (
-        pause
-        and not attempt.content_sent
-        and now - request.commented_at > keep_alive_pause(pause, request.comments)
+        first_s
+        and request.attempt is not None
+        and not request.attempt.content_sent
+        and now - request.commented_at > keep_alive_pause(first_s, request.comments)
         and request.can_keep_alive
     ):
         request.keep_alive(b"computing the prompt")
-    if response is not None and response.lingering:
+
+
+def _check_engine(request: ProxyRequest, now: float) -> None:
+    """End the request if its engine lingers after the answer, or has been silent for too long."""
+    attempt, record, settings = request.attempt, request.record, request.context.settings
+    if attempt is None:
+        return
+    if attempt.response is not None and attempt.response.lingering:
         if now - request.progressed_at > LINGER_S:
             attempt.end_early()
         return
@@ -75,6 +100,17 @@ def check_timeouts(request: ProxyRequest, now: float) -> None:
     if now - record.last_byte > limit:
         silent = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
         request.cut_off(silent, Fault.ENGINE)
+
+
+def _check_lost_node(request: ProxyRequest, attempt: Attempt) -> None:
+    """Send a request on a node that can't be reached elsewhere, or find out whether its host is gone."""
+    context, endpoint = request.context, attempt.endpoint
+    elsewhere = any(e.node != endpoint.node for e in context.fleet.ready(endpoint.model))
+    if elsewhere and not attempt.content_sent and not context.fleet.is_upstream(endpoint.node):
+        lost = UpstreamFailed(f"node {endpoint.node} can't be reached")
+        attempt.fail(lost, Fault.LOST, unreachable=True)
+    else:
+        context.host_probes.probe(context.addresses.find(endpoint.url))
 
 
 def _drop_client(request: ProxyRequest, reason: str) -> None:

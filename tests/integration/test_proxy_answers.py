@@ -21,6 +21,7 @@ from rigs.engine import (
     STREAM,
     USAGE,
     Call,
+    Script,
     ScriptedEngine,
     answer_stream,
     chunked,
@@ -218,6 +219,8 @@ async def test_idle_traffic_is_spread(pair: Pair) -> None:
         await pair.send()
     assert (len(pair.first.calls), len(pair.second.calls)) == (4, 4)
 
+
+STREAM_WITHOUT_USAGE = STREAM.replace(USAGE, b"")
 
 CONVERTED = {
     "a whole answer": http_response(COMPLETION),
@@ -445,3 +448,74 @@ async def test_an_error_of_the_relay_is_a_lost_instance() -> None:
         await rig.loads.requested.wait()
         rig.loads.outcome.set_result(("m-0", new.url))
         assert text_of(CHAT, (await sent).content, stream=True) == "onetwothree"
+
+
+class TestLostNode:
+    """Requests on a node that can't be reached any more."""
+
+    @contextlib.asynccontextmanager
+    async def two_nodes(
+        self, script: Script, *model_configs: ModelConfig
+    ) -> AsyncIterator[tuple[ProxyRig, httpx.AsyncClient, ScriptedEngine, ScriptedEngine]]:
+        """Run an instance on each of two nodes; only the first one is ready at first."""
+        async with (
+            scripted_engine(script) as first,
+            scripted_engine() as second,
+            running_proxy({"m": first.url}, model_configs=model_configs) as rig,
+            httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
+        ):
+            yield rig, http, first, second
+
+    async def test_requests_without_an_answer_go_elsewhere(self) -> None:
+        """At once, all of them, although the old connections stay open; the instance is not blamed."""
+        async with self.two_nodes(Call.wait_closed) as (rig, http, first, second):
+            body = BODIES[CHAT] | {"stream": True}
+            sent = [asyncio.create_task(http.post(CHAT, json=body)) for _ in range(40)]
+            await first.call(39)
+            rig.report("n2", ready("m-1", "m", second.url))
+            rig.fleet.mark_unreachable("n1", "silent")
+            for response in await asyncio.gather(*sent):
+                assert response.content == STREAM_WITHOUT_USAGE
+                assert response.headers["x-cortex-node"] == "n2"
+            rig.report("n1", ready("m-0", "m", first.url))
+            assert all(view.failing is None for view in rig.fleet.snapshot.instances())
+
+    async def test_streams_of_a_dead_host_end_with_an_error(self) -> None:
+        """A host that accepts no connection is dead for the connections that are open, too."""
+
+        async def stall(call: Call) -> None:
+            await call.send(SSE_HEAD, chunked(CHUNK % b"a"))
+            await call.wait_closed()
+
+        async with self.two_nodes(stall) as (rig, http, first, _):
+            rig.report("n1", ready("m-0", "m", first.url))
+            async with http.stream("POST", CHAT, json=BODIES[CHAT] | {"stream": True}) as response:
+                pieces = response.aiter_raw()
+                assert await anext(pieces) == CHUNK % b"a"
+                first.stop_listening()
+                rig.fleet.mark_unreachable("n1", "silent")
+                async with asyncio.timeout(20):
+                    with contextlib.suppress(httpx.RemoteProtocolError):
+                        async for piece in pieces:
+                            assert b"its host is gone" in piece
+            await rig.wait_idle()
+            assert rig.context.access_log.last(1)[0].outcome == "upstream_failed"
+            assert rig.context.pool.live == 0
+
+    async def test_streams_go_on_while_only_the_neuron_is_away(self) -> None:
+        """An engine that still accepts connections is not dead."""
+        go = asyncio.Event()
+
+        async def wait(call: Call) -> None:
+            await call.send(SSE_HEAD, chunked(CHUNK % b"a"))
+            await go.wait()
+            await call.send(chunked(LAST, DONE) + b"0\r\n\r\n")
+
+        async with self.two_nodes(wait) as (rig, http, first, _):
+            sent = asyncio.create_task(http.post(CHAT, json=BODIES[CHAT] | {"stream": True}))
+            await first.call(0)
+            rig.fleet.mark_unreachable("n1", "restarting")
+            async with asyncio.timeout(20):
+                await first.wait_accepted(2)  # a probe has been accepted
+            go.set()
+            assert (await sent).content == CHUNK % b"a" + LAST + DONE

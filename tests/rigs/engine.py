@@ -77,12 +77,15 @@ class ScriptedEngine:
         script: called for each request; when it returns, the connection stays open for the next one.
         calls: all requests received so far.
         live: number of open connections.
+        accepted: number of connections accepted so far.
     """
 
     url: str = ""
     script: Script = answer_stream
     calls: list[Call] = field(default_factory=list)
     live: int = 0
+    accepted: int = 0
+    server: asyncio.Server | None = None
     _called: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def call(self, number: int) -> Call:
@@ -90,6 +93,16 @@ class ScriptedEngine:
         async with self._called:
             await self._called.wait_for(lambda: len(self.calls) > number)
         return self.calls[number]
+
+    def stop_listening(self) -> None:
+        """Accept no more connections; open ones stay open."""
+        assert self.server is not None
+        self.server.close()
+
+    async def wait_accepted(self, number: int) -> None:
+        """Wait until that many connections have been accepted."""
+        async with self._called:
+            await self._called.wait_for(lambda: self.accepted >= number)
 
     async def wait_idle(self) -> None:
         """Wait until no connection is open."""
@@ -99,6 +112,9 @@ class ScriptedEngine:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection: the script responds to each request."""
         self.live += 1
+        async with self._called:
+            self.accepted += 1
+            self._called.notify_all()
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -125,5 +141,9 @@ async def scripted_engine(
 ) -> AsyncIterator[ScriptedEngine]:
     """Run an engine on a free loopback port."""
     engine = ScriptedEngine(script=script)
-    async with serving(engine.serve, tls) as engine.url:
+
+    def started(server: asyncio.Server) -> None:
+        engine.server = server
+
+    async with serving(engine.serve, tls, started) as engine.url:
         yield engine

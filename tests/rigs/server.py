@@ -15,7 +15,11 @@ not close connections that are between these steps when the server is closed."""
 
 
 @contextlib.asynccontextmanager
-async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def serving(
+    serve: Serve,
+    tls: ssl.SSLContext | None = None,
+    on_start: Callable[[asyncio.Server], None] | None = None,
+) -> AsyncIterator[str]:
     """Serve each connection on a free loopback port; yields the URL of the server."""
     writers: dict[asyncio.Future[None], asyncio.StreamWriter] = {}
 
@@ -26,6 +30,8 @@ async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncItera
         task.add_done_callback(lambda task: writers.pop(task).close())
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27, ssl=tls)
+    if on_start is not None:
+        on_start(server)
     scheme = "http" if tls is None else "https"
     try:
         yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -11,6 +11,7 @@ ENGINE    the engine failed                                      yes            
 ACCOUNT   our key, account or list of models is wrong there      yes                a failure
 BUSY      the engine has too much to do                          yes                a pause, as Retry-After says
 FEATURE   the engine lacks the route                             yes                none
+LOST      the node can't be reached                              yes                none: absence is no failure
 GATEWAY   the gateway itself failed, or an operator intervened   no                 none
 ========  =====================================================  =================  ==============================
 """
@@ -40,6 +41,7 @@ class Fault(StrEnum):
     ACCOUNT = "account"
     BUSY = "busy"
     FEATURE = "feature"
+    LOST = "lost"
     GATEWAY = "gateway"
 
     @property
