@@ -46,6 +46,7 @@ from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.usage_reporter import UsageReporter
 from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
+from cortex_server.lifecycle.gpu_return import GpuReturn
 from cortex_server.lifecycle.operations import Operations
 from cortex_server.lifecycle.rolling_update import RollingUpdate
 from cortex_server.metrics.exposition import GatewayCollector
@@ -123,6 +124,7 @@ class Gateway:
             store=self._store,
         )
         self._rolling_update = RollingUpdate(self.fleet, self.controller, catalogue, clock)
+        self._gpu_return = GpuReturn(self.fleet, self.controller, catalogue, clock)
         usage = UsageCounter()
         self.access_control = AccessControl(
             Keyring(), insecure=config.gateway.insecure, usage=usage
@@ -210,6 +212,7 @@ class Gateway:
             "lag": self.context.measure_lag,
             "usage": self.key_service.run,
             "rolling_update": self._rolling_update.run,
+            "gpu_return": self._gpu_return.run,
             "restarts": self._restarts.run,
             "certificate_expiry": partial(
                 report_expiring_certificates,
@@ -253,6 +256,7 @@ class Gateway:
         self._node_certificates = node_certificates(config.nodes)
         self.config = config
         stale = self._rolling_update.use_catalogue(catalogue)
+        self._gpu_return.use_catalogue(catalogue)
         if stale:
             event(log, "stale_instances_found", count=stale)
         self.fleet.use_catalogue(catalogue)

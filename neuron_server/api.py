@@ -25,6 +25,8 @@ from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     AttachedEngine,
     EndpointResponse,
+    ForgetRequest,
+    ForgetResponse,
     LoadResponse,
     LoadSpec,
     ModelInfo,
@@ -169,6 +171,11 @@ def _add_model_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request]
     async def unload(request: UnloadRequest) -> UnloadResponse:
         """Drain and stop instances."""
         return await runtime.unload(request)
+
+    @app.post("/models/forget-size")
+    async def forget_size(request: ForgetRequest) -> ForgetResponse:
+        """Forget what loads of a model took, so that the next one is measured again."""
+        return ForgetResponse(forgotten=runtime.forget_size(request.model_id))
 
     @app.get("/models/{model_id:path}/endpoint")
     async def endpoint(model_id: str, request: Request) -> EndpointResponse:

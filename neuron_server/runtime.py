@@ -250,6 +250,12 @@ class Runtime:
         await asyncio.gather(*(self._unloader.unload(m, drain_s, force=force) for m in managed))
         return UnloadResponse()
 
+    def forget_size(self, model_id: str) -> bool:
+        """Forget what loads of a model took; return whether anything was known."""
+        forgotten = self._state.forget_past_loads(model_id)
+        self.events.record("sizes_forgotten", model=model_id)
+        return forgotten
+
     def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointResponse:
         """Return the endpoint of a model's least busy ready instance.
 

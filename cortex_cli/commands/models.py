@@ -33,11 +33,13 @@ from cortex_cli.terminal import write_out
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.operations import (
     EVICT,
+    FORGET_SIZE,
     LOAD,
     PIN,
     UNLOAD,
     UNPIN,
     EvictModelRequest,
+    ForgetSizeRequest,
     LoadModelRequest,
     PinModelRequest,
     UnloadModelRequest,
@@ -325,3 +327,25 @@ def unpin(
 
     action = BulkAction(UNPIN.name, output_format(output, as_json=json), MODELS)
     run(run_bulk(gateway, models, action, unpin_one))
+
+
+@app.command(
+    FORGET_SIZE.verb, help=FORGET_SIZE.help, epilog="Example: `cortex models forget-size qwen3-32b`"
+)
+def forget_size(
+    models: options.Models,
+    *,
+    gateway: options.Gateway = None,
+    output: options.Output = OutputFormat.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Forget the measured sizes of models; see `FORGET_SIZE`."""
+
+    async def forget_one(client: OperatorClient, name: str) -> Outcome:
+        result = await client.forget_size(ForgetSizeRequest(model=name))
+        missed = ", ".join(result.unreachable)
+        suffix = f"; could not ask {missed}" if missed else ""
+        return Outcome(f"{FORGET_SIZE.past} {result.model}{suffix}", result)
+
+    action = BulkAction(FORGET_SIZE.verb, output_format(output, as_json=json), MODELS)
+    run(run_bulk(gateway, models, action, forget_one))

@@ -252,6 +252,13 @@ class Controller(Effects):
         finally:
             self._wakeup.set()
 
+    async def forget_size(self, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Forget the measured sizes of a model; return the nodes that knew some, and those that could not be asked."""
+        self.measurements.forget(model)
+        if self._store is not None:
+            self._store.remove_measurements(model)
+        return await self._executor.forget_size(model)
+
     def progress(self, model: str) -> WaitProgress | None:
         """Return the progress of a model that is queued or loading; None when it is neither."""
         return wait_progress(

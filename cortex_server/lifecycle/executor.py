@@ -140,6 +140,17 @@ class Executor:
         finally:
             self._reopen(instances, owner)
 
+    async def forget_size(self, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Have all nodes forget a model's size; return those that knew some, and those that could not be asked."""
+        answers = await asyncio.gather(
+            *(client.forget_size(model) for client in self._nodes.values()), return_exceptions=True
+        )
+        by_node = dict(zip(self._nodes, answers, strict=True))
+        return (
+            tuple(node for node, answer in by_node.items() if answer is True),
+            tuple(node for node, answer in by_node.items() if isinstance(answer, BaseException)),
+        )
+
     def client(self, node: str) -> NeuronClient:
         """Return the client of a node's neuron.
 

@@ -17,6 +17,8 @@ from cortex_common.schema.model_detail import ModelDetail, SizeMeasurement
 from cortex_common.schema.operations import (
     DrainNodeRequest,
     EvictModelRequest,
+    ForgetSizeRequest,
+    ForgetSizeResult,
     LoadModelRequest,
     ModelResult,
     NodeRequest,
@@ -225,6 +227,17 @@ class Operations:
         event(log, "unpinned", model=model, node=request.node)
         await self._directives.saved()
         return self._pins_of(model)
+
+    async def forget_size(self, request: ForgetSizeRequest) -> ForgetSizeResult:
+        """Forget the measured sizes of a model, here and on the nodes that can be reached.
+
+        Raises:
+            ModelNotFound: no model config and no instance has this name.
+        """
+        model = self._lookup.model(request.model)
+        event(log, "sizes_forgotten", model=model)
+        nodes, unreachable = await self._controller.forget_size(model)
+        return ForgetSizeResult(model=model, nodes=nodes, unreachable=unreachable)
 
     async def plan_load(self, request: PlanLoadRequest) -> PlanView:
         """Return what would be done to load a model, waiting included. Changes nothing.

@@ -20,6 +20,10 @@ class PlacementStorage(Protocol):
         """Add what loads took. A failure is logged."""
         ...
 
+    def remove_measurements(self, model: str) -> None:
+        """Remove all measurements of a model. A failure is logged."""
+        ...
+
     def directives(self) -> tuple[tuple[str, Directive], ...]:
         """Return all directives, each with the name of its node, which is empty for the whole fleet."""
         ...

@@ -10,7 +10,7 @@ from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.log import event
-from cortex_common.schema.fleet import InstanceView
+from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.controller import Controller
@@ -49,6 +49,7 @@ class RollingUpdate:
         self._stale: set[InstanceId] = set()
         self._removed: set[InstanceId] = set()
         self._not_before: dict[InstanceId, float] = {}
+        self._checked_nodes: set[str] = set()
 
     def use_catalogue(self, catalogue: Catalogue) -> int:
         """Replace the model configs.
@@ -60,7 +61,7 @@ class RollingUpdate:
         changed = {
             name
             for name, model_config in self._model_configs.items()
-            if name in previous and model_config.spec() != previous[name].spec()
+            if name in previous and model_config.config_hash != previous[name].config_hash
         }
         self._stale |= {
             i.id
@@ -79,8 +80,25 @@ class RollingUpdate:
         """Replace stale idle instances and unload those of removed models, one at a time, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
+            self._check_new_nodes()
             if self._stale or self._removed:
                 await self._advance()
+
+    def _check_new_nodes(self) -> None:
+        """Find instances that an earlier gateway started with another model config.
+
+        Only when a node is seen for the first time: an instance that differs later was started by another gateway, with
+        a newer config than this one's, and two gateways must not replace each other's instances in turn.
+        """
+        for node in self._fleet.node_snapshot.nodes:
+            if node.name in self._checked_nodes or node.state is not NodeState.UP:
+                continue
+            self._checked_nodes.add(node.name)
+            for instance in node.instances:
+                model_config = self._model_configs.get(instance.model)
+                current = model_config.config_hash if model_config is not None else None
+                if current is not None and instance.config not in {None, current}:
+                    self._stale.add(instance.id)
 
     async def _advance(self) -> None:
         """Deal with one instance; one that can't be unloaded, such as on a dead node, does not hold up the others."""

@@ -225,7 +225,7 @@ class FleetCounters:
         loads: by model, node and outcome: "ready" or "failed".
         load_seconds: duration of the loads that became ready, by model and node.
         unloads: by node and reason: "eviction" (to free memory for another model), "idle", "operator", "defrag",
-            "drain" or "config_change".
+            "drain", "config_change" or "gpu_return".
         restarts: restarts of attached engines by node, harness and outcome: "restarted", "kept" if another gateway
             had it restarted, "busy" if its requests did not finish in time, or "failed".
         drains: by outcome: "idle" if the requests finished in time, otherwise "busy".

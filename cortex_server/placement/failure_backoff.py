@@ -105,6 +105,11 @@ class FailureBackoff:
         record = self._out_of_memory.get(model)
         return record.reason if record is not None and model in self._floors else None
 
+    def out_of_memory_at(self, model: str) -> float | None:
+        """Return when a model's engine last ran out of memory; None if that is not recent."""
+        record = self._out_of_memory.get(model)
+        return None if record is None else record.until - FLOOR_TIMEOUT_S
+
     def describe(self, model: str, now: float) -> dict[str, str]:
         """Return what recently went wrong with a model, by node, as text for people."""
         reasons = dict.fromkeys(

@@ -188,10 +188,12 @@ class PlacementConstraints:
     Attributes:
         node: the node; None for any.
         devices: the devices of that node; empty for any.
+        kind: the kind of device; None for any.
     """
 
     node: str | None = None
     devices: tuple[int, ...] = ()
+    kind: DeviceKind | None = None
 
 
 ANYWHERE = PlacementConstraints()
@@ -222,12 +224,21 @@ def device_refusal(
     model_config: ModelConfig, device: DeviceCapacity, constraints: PlacementConstraints
 ) -> str | None:
     """Return why a device can't hold the model even when empty, as text for people; None when it can."""
+    if device.health is not DeviceHealth.OK:
+        return device.reason or f"the device is {device.health}"
+    return _excluded(model_config, device, constraints) or _unsuitable(model_config, device)
+
+
+def _excluded(
+    model_config: ModelConfig, device: DeviceCapacity, constraints: PlacementConstraints
+) -> str | None:
+    """Return why a request or the configuration excludes a device."""
     reason: str | None = None
-    min_capability = model_config.min_compute_capability
+    kind = constraints.kind or model_config.device_kind
     if constraints.devices and device.index not in constraints.devices:
         reason = "not among the requested devices"
-    elif device.health is not DeviceHealth.OK:
-        reason = device.reason or f"the device is {device.health}"
+    elif kind is not None and device.kind is not kind:
+        reason = f"a {device.kind} device, not {kind}"
     elif device.cordoned:
         reason = "the device is cordoned in neuron.toml"
     elif model_config.gpus and not _is_named(device, model_config.gpus):
@@ -236,21 +247,25 @@ def device_refusal(
         f"{k}={v}" for k, v in model_config.gpu_labels.items() if device.labels.get(k) != v
     ]:
         reason = f"the device has no label {missing[0]}"
-    elif model_config.device_kind is not None and device.kind is not model_config.device_kind:
-        reason = f"a {device.kind} device, not {model_config.device_kind}"
-    elif model_config.harness in device.unsupported_harnesses:
-        reason = f"engines of harness {model_config.harness!r} do not run on a {device.kind} device"
-    elif device.total_mb < model_config.min_device_vram_mb:
-        reason = f"has {device.total_mb} MiB in total; the model requires {model_config.min_device_vram_mb}"
-    elif (
+    return reason
+
+
+def _unsuitable(model_config: ModelConfig, device: DeviceCapacity) -> str | None:
+    """Return why the engine, or the model, can't use a device."""
+    min_capability = model_config.min_compute_capability
+    if model_config.harness in device.unsupported_harnesses:
+        return f"engines of harness {model_config.harness!r} do not run on a {device.kind} device"
+    if device.total_mb < model_config.min_device_vram_mb:
+        required = model_config.min_device_vram_mb
+        return f"has {device.total_mb} MiB in total; the model requires {required}"
+    if (
         min_capability
         and device.kind is DeviceKind.CUDA
         and device.capability < parse_version(min_capability)
     ):
-        reason = (
-            f"compute capability {'.'.join(map(str, device.capability))} is below {min_capability}"
-        )
-    return reason
+        capability = ".".join(map(str, device.capability))
+        return f"compute capability {capability} is below {min_capability}"
+    return None
 
 
 def _is_named(device: DeviceCapacity, names: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from itertools import islice
 from operator import neg
 
 from cortex_common.schema.fleet import InstanceView, NodeState, NodeView
+from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_server.placement.capacity import (
     DeviceCapacity,
@@ -58,11 +59,8 @@ def plan(request: PlacementRequest, cluster: ClusterState, policy: Policy) -> Pl
         return Wait((), f"node {pending_node} has not reported yet and may have the model")
     capacities = _eligible_nodes(request, cluster.capacities, policy)
     candidate_shapes = possible_shapes(request.model_config, cluster.sizes, request.floors)
-    for shape in candidate_shapes:
-        if (
-            load := _place_without_eviction(request, shape, capacities, cluster, policy)
-        ) is not None:
-            return load
+    if (load := _place_now(request, candidate_shapes, capacities, cluster, policy)) is not None:
+        return load
     if (
         request.may_evict
         and (
@@ -181,6 +179,35 @@ def _is_allowed_node(request: PlacementRequest, node: NodeView) -> bool:
     return request.constraints.node in {None, node.name} and node.name in (
         request.model_config.nodes or {node.name}
     )
+
+
+def _place_now(
+    request: PlacementRequest,
+    candidate_shapes: Sequence[Shape],
+    capacities: Sequence[NodeCapacity],
+    cluster: ClusterState,
+    policy: Policy,
+) -> Load | None:
+    """Find a place in available memory; before the CPU is used, idle instances are evicted from GPUs."""
+    on_gpu = [shape for shape in candidate_shapes if shape.kind is DeviceKind.CUDA]
+    on_cpu = [shape for shape in candidate_shapes if shape.kind is DeviceKind.CPU]
+    for shape in on_gpu:
+        load = _place_without_eviction(request, shape, capacities, cluster, policy)
+        if load is not None:
+            return load
+    if policy.prefer_gpu and request.may_evict and on_cpu:
+        rules = EvictionRules(cluster, policy, request, EvictionTier.IDLE)
+        for shape in on_gpu:
+            if (place := cheapest_place(shape, capacities, rules)) is not None:
+                reason = (
+                    f"cheapest eviction of idle instances ({policy.strategy}), preferred to the CPU"
+                )
+                return _load_after_evictions(place, reason)
+    for shape in on_cpu:
+        load = _place_without_eviction(request, shape, capacities, cluster, policy)
+        if load is not None:
+            return load
+    return None
 
 
 def _place_without_eviction(

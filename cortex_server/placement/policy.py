@@ -36,6 +36,7 @@ class Policy:
 
     Attributes:
         strategy: how the instances to evict are chosen.
+        prefer_gpu: evict idle instances from GPUs before a model that fits there is placed on the CPU.
         prefer: "pack" fills the fullest device that has enough memory and keeps large blocks whole; "spread" takes the
             emptiest, so that models share fewer devices.
         min_residency_s: an instance is not evicted until it has been ready for as long as its load took, at most this
@@ -49,6 +50,7 @@ class Policy:
 
     strategy: Strategy = Strategy.LRU
     prefer: Prefer = Prefer.PACK
+    prefer_gpu: bool = True
     min_residency_s: float = 30.0
     patience_s: float = 5.0
     max_waiting: int = 1000
@@ -62,6 +64,7 @@ def policy_from_config(config: GatewayConfig) -> Policy:
     return Policy(
         strategy=Strategy(config.eviction.strategy),
         prefer=Prefer(config.placement.prefer),
+        prefer_gpu=config.placement.prefer_gpu,
         min_residency_s=config.eviction.min_residency,
         patience_s=config.placement.drain_after,
         max_waiting=config.placement.max_waiting,

@@ -47,6 +47,10 @@ MAX_OUT_OF_MEMORY = 4
 """Engines of a model that run out of memory in a row after which its requests fail instead of being planned again."""
 
 
+OUT_OF_MEMORY_SETTLE_S = 3.0
+"""Seconds after an engine ran out of memory in which its node's memory can still be becoming free."""
+
+
 class Scheduler:
     """Decides when to grant, load, evict and refuse; see the module docstring.
 
@@ -304,6 +308,8 @@ class Scheduler:
                     key.model, "; ".join(unable.values()), now, engine_started=False
                 )
                 self._refuse_all(key, error)
+            case Impossible() if self._is_settling(key.model, now):
+                pass
             case Impossible() if not refusing and (
                 reason := self._failures.out_of_memory_reason(key.model)
             ):
@@ -406,6 +412,14 @@ class Scheduler:
             return
         del self._loads[instance]
         self._failures.record_refusal(model, node, now)
+
+    def _is_settling(self, model: str, now: float) -> bool:
+        """Return whether a model's engine ran out of memory a moment ago; the plan is made again afterwards."""
+        at = self._failures.out_of_memory_at(model)
+        if at is None or now - at >= OUT_OF_MEMORY_SETTLE_S:
+            return False
+        self._wake_by(at + OUT_OF_MEMORY_SETTLE_S, now)
+        return True
 
     def _refusing_nodes(self, model: str, now: float) -> frozenset[str]:
         nodes = self._failures.refusing_nodes(model, now)

@@ -77,6 +77,13 @@ class PlacementStore(PlacementStorage):
         database.create_tables(_DIRECTIVES + _MEASUREMENTS)
 
     @override
+    def remove_measurements(self, model: str) -> None:
+        def remove(db: sqlite3.Connection) -> None:
+            db.execute("delete from measurements where model = ?", (model,))
+
+        self._database.submit(remove).add_done_callback(_log_failure)
+
+    @override
     def measurements(self) -> tuple[Measurement, ...]:
         rows = self._fetch(_READ_MEASUREMENTS)
         return tuple(valid_rows("measurements", rows, _measurement))

@@ -57,6 +57,7 @@ class OperatorClient(ControlClient):
     evict = _Method(operations.EVICT)
     pin = _Method(operations.PIN)
     unpin = _Method(operations.UNPIN)
+    forget_size = _Method(operations.FORGET_SIZE)
     cordon = _Method(operations.CORDON)
     uncordon = _Method(operations.UNCORDON)
     drain = _Method(operations.DRAIN)

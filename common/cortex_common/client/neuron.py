@@ -14,6 +14,8 @@ from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     AttachedEngine,
     EndpointResponse,
+    ForgetRequest,
+    ForgetResponse,
     LifecycleEntry,
     LoadResponse,
     LoadSpec,
@@ -31,6 +33,7 @@ _HEALTH = TypeAdapter(Health)
 _MODELS = TypeAdapter(tuple[ModelInfo, ...])
 _LOAD = TypeAdapter(LoadResponse)
 _UNLOAD = TypeAdapter(UnloadResponse)
+_FORGET = TypeAdapter(ForgetResponse)
 _ENDPOINT = TypeAdapter(EndpointResponse)
 _ATTACHED = TypeAdapter(tuple[AttachedEngine, ...])
 _RESTART = TypeAdapter(RestartResponse)
@@ -70,6 +73,12 @@ class NeuronClient(ControlClient):
         body = spec.model_dump(mode="json", exclude_defaults=True)
         query = "" if known is None else f"?known={','.join(sorted(known))}"
         return await self.call(_LOAD, "POST", f"/models/load{query}", body=body, timeout=60.0)
+
+    async def forget_size(self, model: str) -> bool:
+        """Forget what loads of a model took; return whether anything was known."""
+        body = ForgetRequest(model_id=model).model_dump(mode="json")
+        answer = await self.call(_FORGET, "POST", "/models/forget-size", body=body)
+        return answer.forgotten
 
     async def unload(self, request: UnloadRequest) -> UnloadResponse:
         """Stop instances; returns when their memory is measured as free.

@@ -104,6 +104,10 @@ class PlacementSection(Section):
     """Which of the devices that fit is used: "pack" the one with the least free memory, which keeps large blocks
     available; "spread" the one with the most."""
 
+    prefer_gpu: bool = True
+    """Evict an idle model from a GPU before a model that fits there is placed on the CPU, and move a model back from
+    the CPU once a GPU has the memory. Otherwise free memory of the CPU is used first."""
+
     drain_after: Duration = 5.0
     """Time that a request waits for memory held by busy models before one of them is drained and evicted."""
 

@@ -152,6 +152,18 @@ class UnloadResponse(WireModel):
     status: Literal["unloaded"] = "unloaded"
 
 
+class ForgetRequest(StrictWireModel):
+    """POST /models/forget-size: forget what loads of a model took."""
+
+    model_id: _ModelName
+
+
+class ForgetResponse(WireModel):
+    """POST /models/forget-size: whether anything was known."""
+
+    forgotten: bool
+
+
 class EndpointResponse(WireModel):
     """GET /models/{id}/endpoint: where to send inference requests for a model."""
 

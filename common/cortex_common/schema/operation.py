@@ -55,6 +55,11 @@ class Operation(Generic[Request, Response]):
     timeout_s: Callable[[Request], float] = lambda _request: 10.0
 
     @property
+    def verb(self) -> str:
+        """The name as a word of the command line, such as "forget-size"."""
+        return self.name.replace("_", "-")
+
+    @property
     def command(self) -> str:
         """Command line without arguments, such as "cortex models load"."""
         match self.target:
@@ -63,7 +68,7 @@ class Operation(Generic[Request, Response]):
             case OperationTarget.GATEWAY:
                 return f"cortex config {self.name}"
             case _:
-                return f"cortex {self.target}s {self.name}"
+                return f"cortex {self.target}s {self.verb}"
 
     @property
     def help(self) -> str:

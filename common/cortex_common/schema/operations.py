@@ -105,6 +105,30 @@ class UnpinModelRequest(StrictWireModel):
     node: Name | None = None
 
 
+class ForgetSizeRequest(StrictWireModel):
+    """Request of the operation forget_size.
+
+    Attributes:
+        model: name or alias.
+    """
+
+    model: Name
+
+
+class ForgetSizeResult(WireModel):
+    """Result of the operation forget_size.
+
+    Attributes:
+        model: id of the model.
+        nodes: nodes that had measured it, and have forgotten that.
+        unreachable: nodes that could not be asked.
+    """
+
+    model: str
+    nodes: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
+
+
 class PinView(WireModel):
     """A pin that an operator set.
 
@@ -249,6 +273,17 @@ UNPIN: Operation[UnpinModelRequest, tuple[PinView, ...]] = Operation(
     "Responds with the pins that remain. Pins of models.toml are not removed.",
     "unpinned",
 )
+FORGET_SIZE: Operation[ForgetSizeRequest, ForgetSizeResult] = Operation(
+    "forget_size",
+    "/models/forget-size",
+    OperationTarget.MODEL,
+    ForgetSizeRequest,
+    TypeAdapter(ForgetSizeResult),
+    "Forget the measured sizes of a model",
+    "The next load reserves what the model config or an estimate says, and is measured again. "
+    "Use this after the weights or the engine changed in a way that its version does not show.",
+    "forgot the sizes of",
+)
 CORDON: Operation[NodeRequest, NodeResult] = Operation(
     "cordon",
     "/nodes/cordon",
@@ -357,7 +392,7 @@ RELOAD: Operation[ReloadConfigRequest, ReloadResult] = Operation(
 )
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
-    *(LOAD, UNLOAD, EVICT, PIN, UNPIN),
+    *(LOAD, UNLOAD, EVICT, PIN, UNPIN, FORGET_SIZE),
     *(CORDON, UNCORDON, DRAIN, DEFRAG),
     *(PLAN_LOAD, PLAN_EVICT, PLAN_DRAIN, PLAN_DEFRAG),
     *(CANCEL, RELOAD),

@@ -27,7 +27,13 @@ from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.planner import dry_run
 from cortex_server.placement.plans import Impossible
 from cortex_server.placement.policy import Policy
-from cortex_server.placement.scheduler import UNREACHABLE_TIMEOUT_S, VISIBILITY_TIMEOUT_S, Scheduler
+from cortex_server.placement.scheduler import (
+    MAX_OUT_OF_MEMORY,
+    OUT_OF_MEMORY_SETTLE_S,
+    UNREACHABLE_TIMEOUT_S,
+    VISIBILITY_TIMEOUT_S,
+    Scheduler,
+)
 from cortex_server.placement.state import ClusterState, PlacementRequest
 
 SIZES = {"a": 100, "b": 100, "c": 150, "d": 250, "huge": 9999}
@@ -692,3 +698,65 @@ def test_hints_quote_model_names() -> None:
         load_errors.load_failed(name, FailureRecord(1, 0.0, "no", engine_started=True), 1.0),
     ):
         assert shlex.split(error.hints[0])[-1] == name
+
+
+def run_out_of_memory(bench: Bench, order: LoadOrder) -> None:
+    """Have an engine run out of memory while it loads; the node removes it with the next load."""
+    assert bench.admit(order)
+    bench.instances[order.instance] = replace(
+        bench.instances[order.instance],
+        state=InstanceState.FAILED,
+        vram_used_mb=0,
+        vram_by_device=(0,),
+        failure="out_of_memory",
+        error="OOM",
+    )
+    bench.step()
+    del bench.instances[order.instance]
+    bench.pass_time(OUT_OF_MEMORY_SETTLE_S)
+
+
+def test_a_load_that_ran_out_of_memory_is_tried_elsewhere_and_not_there_again():
+    """The next attempt is on the other node; the client gets an answer, and no third attempt follows."""
+    bench = Bench()
+    waiter = bench.ask("d")
+    first = next(iter(bench.starting.values()))
+    run_out_of_memory(bench, first)
+    second = next(iter(bench.starting.values()))
+    assert second.plan.node != first.plan.node
+    run_out_of_memory(bench, second)
+    assert not bench.starting
+    assert isinstance(bench.answers[waiter], LoadFailed)
+    assert "OOM" in str(bench.answers[waiter])
+
+
+def test_a_device_is_tried_again_once_it_has_more_memory_than_then():
+    """An idle model is evicted for it, although its configured size would fit beside that model."""
+    bench = Bench()
+    bench.totals = {"n1": 300}
+    idle = bench.load("a")
+    bench.pass_time(100)
+    waiter = bench.ask("c")
+    first = next(iter(bench.starting.values()))
+    assert first.plan.evictions == ()
+    run_out_of_memory(bench, first)
+    (second,) = bench.making.values()
+    assert second.plan.evictions == (idle,)
+    bench.unload(second)
+    assert bench.admit(second)
+    bench.become(second.instance, InstanceState.READY)
+    assert bench.answers[waiter] == second.instance
+
+
+def test_attempts_end_after_a_few_engines_ran_out_of_memory():
+    """On a large fleet, clients do not wait until each device has been tried."""
+    bench = Bench()
+    bench.totals = {f"n{i}": 300 for i in range(9)}
+    bench.states = dict.fromkeys(bench.totals, NodeState.UP)
+    waiter = bench.ask("d")
+    attempts = 0
+    while bench.starting:
+        run_out_of_memory(bench, next(iter(bench.starting.values())))
+        attempts += 1
+    assert attempts == MAX_OUT_OF_MEMORY
+    assert isinstance(bench.answers[waiter], LoadFailed)
