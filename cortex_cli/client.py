@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex_common.config.base import BaseUrl, Section
 from cortex_common.config.loader import load
+from cortex_common.config.secrets import has_userinfo
 from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound, nearest_names
 from cortex_common.schema.fleet import FleetSnapshot
 
@@ -97,6 +98,11 @@ def target(gateway: str | None, environ: Mapping[str, str]) -> GatewayTarget:
     """
     selected = gateway or environ.get("CORTEX_GATEWAY_URL") or None
     if selected is not None and "://" in selected:
+        if has_userinfo(selected):
+            raise ConfigError(
+                "the gateway's URL must not contain a user name or password",
+                hints=("set CORTEX_API_KEY or CORTEX_API_KEY_FILE instead",),
+            )
         return GatewayTarget(selected.rstrip("/"), _read_key(environ, None))
     config = client_config(environ)
     name = selected or config.context

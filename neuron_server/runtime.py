@@ -329,7 +329,7 @@ class Runtime:
 
     def engine_log(self, instance: Instance) -> EngineLog:
         """Return the log of an instance's engine."""
-        return self._state.log(instance.id)
+        return self._state.log(instance.id, instance.spec)
 
     # -- the runners' requests: the RunnerHost protocol -------------------------------------
 

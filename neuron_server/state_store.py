@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from cortex_common.config.secrets import secret_values
 from cortex_common.log import event
 from cortex_common.net.state_dir import lock_state_dir, state_dir_error
 from cortex_common.schema.base import WireModel
@@ -124,9 +125,10 @@ class StateDir:
         """Release the lock."""
         os.close(self._lock)
 
-    def log(self, instance: InstanceId) -> EngineLog:
-        """Return the log of an instance's engine."""
-        return EngineLog(self.path / "logs" / f"{instance}.log")
+    def log(self, instance: InstanceId, spec: LoadSpec | None = None) -> EngineLog:
+        """Return the log of an instance's engine; given its spec, without the secrets in it."""
+        secrets = () if spec is None else secret_values(spec.args, spec.env)
+        return EngineLog(self.path / "logs" / f"{instance}.log", secrets=secrets)
 
     def remove_logs(self, *, keep: Collection[str]) -> None:
         """Remove the logs of all instances but those in `keep`."""

@@ -61,7 +61,7 @@ def create_runner(
         settings=entry.settings,
         launch=launch,
         address=engine_host,
-        engine_log=state.log(instance.id),
+        engine_log=state.log(instance.id, instance.spec),
         supervisor=supervisor,
         host=host,
         clock=clock,

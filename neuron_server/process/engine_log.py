@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from pathlib import Path
 from typing import BinaryIO
 
+from cortex_common.config.secrets import hide_values
 from cortex_common.errors import LoadFailed
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -21,10 +22,19 @@ _FOLLOW_INTERVAL_S = 0.2
 
 
 class EngineLog:
-    """The log of one instance: `<id>.log`, and `<id>.log.1` with the output before that."""
+    """The log of one instance: `<id>.log`, and `<id>.log.1` with the output before that.
 
-    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+    Args:
+        path: the file.
+        max_bytes: size from which it is rotated.
+        secrets: hidden wherever the log is read; many engines log their arguments.
+    """
+
+    def __init__(
+        self, path: Path, max_bytes: int = MAX_BYTES, secrets: Collection[str] = ()
+    ) -> None:
         self.path = path
+        self._secrets = secrets
         self._rotated = path.with_name(path.name + ".1")
         self._max_bytes = max_bytes
 
@@ -58,7 +68,8 @@ class EngineLog:
         text = self._read_end(self.path, _MAX_TAIL_BYTES)
         if len(text) < _MAX_TAIL_BYTES:
             text = self._read_end(self._rotated, _MAX_TAIL_BYTES - len(text)) + text
-        return tuple(text.decode("utf-8", "replace").splitlines()[-lines:] if lines else ())
+        shown = hide_values(text.decode("utf-8", "replace"), self._secrets)
+        return tuple(shown.splitlines()[-lines:] if lines else ())
 
     def size(self) -> int:
         """Return the size of the file in bytes; 0 if it does not exist."""
@@ -77,8 +88,12 @@ class EngineLog:
                 position = 0
             if size > position:
                 chunk = self._read(self.path, position, _MAX_TAIL_BYTES)
+                if len(chunk) < _MAX_TAIL_BYTES and self._secrets:
+                    # Whole lines, so that no secret is cut in two; what follows a longer line is taken as it is.
+                    chunk = chunk[: chunk.rfind(b"\n") + 1] or chunk
                 position += len(chunk)
-                yield chunk
+                shown = hide_values(chunk.decode("utf-8", "surrogateescape"), self._secrets)
+                yield shown.encode("utf-8", "surrogateescape")
             else:
                 await asyncio.sleep(_FOLLOW_INTERVAL_S)
 

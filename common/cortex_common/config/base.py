@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from cortex_common.config.secrets import has_userinfo
 
 
 class Section(BaseModel):
@@ -33,9 +36,24 @@ def _address(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    if not text.startswith(("http://", "https://")) or len(text.split("//", 1)[1]) == 0:
+    if has_userinfo(text):
+        # The URL is in logs, in errors and in the operator API.
+        raise ValueError(
+            "a URL must not contain a user name or password; use the setting for the key or token"
+        )
+    if not _is_base_url(text):
         raise ValueError(f"{text!r} is not a URL like http://gpu1.internal:9090")
     return text.rstrip("/")
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address
+        return False
+    has_more = bool(parts.query or parts.fragment) or " " in text or not text.isprintable()
+    return has_host and not has_more
 
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -44,7 +62,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 def _origin(text: str) -> str:
     origin = text.lower().rstrip("/")
     scheme, _, authority = origin.partition("://")
-    if text != "*" and (not scheme or not authority or "/" in authority or "*" in authority):
+    if text != "*" and (not scheme or not authority or set("/*@") & set(authority)):
         raise ValueError(f"{text!r} is not an origin like https://chat.example.org, or *")
     return origin.removesuffix(_DEFAULT_PORTS.get(scheme, ""))  # browsers omit the default port
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cortex_common.config.base import Section
-from cortex_common.config.secrets import is_secret
+from cortex_common.config.secrets import has_userinfo, is_secret
 from cortex_common.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
@@ -241,7 +241,8 @@ def _explain(
         hint = f"use [[{key}]] for a list of tables" if is_table else 'use brackets: ["..."]'
         return f"{at}: {key}: Input should be a list", hint
     hidden = is_secret(key) or key.endswith(_POSSIBLY_SECRET)
-    hidden = hidden or isinstance(error["input"], dict | list)
+    hidden = hidden or isinstance(error["input"], dict | list) or ".env." in key
+    hidden = hidden or has_userinfo(str(error["input"]))
     got = "" if hidden else f" (got {error['input']!r})"
     prefix = f"{key}: " if key else ""
     return f"{at}: {prefix}{error['msg'].removeprefix('Value error, ')}{got}", None

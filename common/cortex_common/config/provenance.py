@@ -8,13 +8,10 @@ from typing import Any, TypeVar
 
 from cortex_common.config.base import Section
 from cortex_common.config.loader import LoadedConfig
-from cortex_common.config.secrets import is_secret
+from cortex_common.config.secrets import HIDDEN, hide_secret_arguments, hide_userinfo, is_secret
 from cortex_common.schema.base import WireModel
 
 T = TypeVar("T", bound=Section)
-
-HIDDEN = "***"
-"""Shown in place of a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +44,19 @@ class ConfigView(WireModel):
 def list_settings(loaded: LoadedConfig[T]) -> tuple[Setting, ...]:
     """Return all settings of a file, including defaults, with the origin of each."""
     return tuple(
-        Setting(
-            key, HIDDEN if value is not None and is_secret(key) else value, _origin(key, loaded)
-        )
+        Setting(key, _visible(key, value), _origin(key, loaded))
         for key, value in _flatten(loaded.value.model_dump(mode="json"))
     )
+
+
+def _visible(key: str, value: Any) -> Any:
+    """Return the value without secrets. All environment variables of engines are hidden: any can be one."""
+    parts = key.split(".")
+    if value is not None and (is_secret(key) or "env" in parts[-2:-1]):
+        return HIDDEN
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return hide_secret_arguments(value)
+    return hide_userinfo(value) if isinstance(value, str) else value
 
 
 def _origin(key: str, loaded: LoadedConfig[T]) -> str:

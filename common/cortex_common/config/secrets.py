@@ -1,13 +1,18 @@
-"""Secrets that are read from files, so that they appear in no configuration file and no command line."""
+"""Secrets: read from files, so that they appear in no command line, and hidden in everything that is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cortex_common.errors import ConfigError
 
-_SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey")
+HIDDEN = "***"
+"""Shown in place of a secret."""
+
+_SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
 _PATH_KEYS = ("tls.key", "certificate_key")
 
 
@@ -18,6 +23,62 @@ def is_secret(key: str) -> bool:
     if last.endswith(("_file", "_path")) or key.endswith(_PATH_KEYS):
         return False
     return last == "key" or last.endswith("_key") or any(word in last for word in _SECRET_WORDS)
+
+
+_USERINFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+
+_MIN_SECRET_LENGTH = 6
+"""Shorter values would be hidden wherever they occur by chance."""
+
+
+def has_userinfo(url: str) -> bool:
+    """Return whether a URL contains a user name or a password."""
+    try:
+        return "@" in urlsplit(url).netloc
+    except ValueError:
+        return "@" in url
+
+
+def hide_userinfo(text: str) -> str:
+    """Return text in which the user names and passwords of URLs are hidden."""
+    return _USERINFO.sub(HIDDEN, text) if "@" in text else text
+
+
+def hide_secret_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command without secrets: values of options such as --api-key, and parts of URLs."""
+    shown = []
+    hides_next = False
+    for argument in arguments:
+        option, equals, _ = argument.partition("=")
+        is_option = argument.startswith("-")
+        secret = is_option and is_secret(_setting_name(option))
+        if hides_next and not is_option:
+            shown.append(HIDDEN)
+        else:
+            shown.append(f"{option}={HIDDEN}" if secret and equals else hide_userinfo(argument))
+        hides_next = secret and not equals
+    return shown
+
+
+def secret_values(arguments: Sequence[str], environ: Mapping[str, str]) -> frozenset[str]:
+    """Return the secrets among the arguments and environment variables of an engine, which its log can repeat."""
+    found = {value for name, value in environ.items() if is_secret(name)}
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        option, equals, value = argument.partition("=")
+        if argument.startswith("-") and is_secret(_setting_name(option)):
+            found.add(value if equals else following)
+    return frozenset(value for value in found if len(value) >= _MIN_SECRET_LENGTH)
+
+
+def hide_values(text: str, secrets: Iterable[str]) -> str:
+    """Return text in which these secrets are hidden, and those in URLs."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return hide_userinfo(text)
+
+
+def _setting_name(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
 
 
 def secret_path(file: Path, environ: Mapping[str, str]) -> Path:

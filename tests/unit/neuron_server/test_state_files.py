@@ -313,3 +313,16 @@ def test_state_files_are_readable_by_the_owner_only(state: StateDir):
     files = [p for p in state.path.rglob("*") if p.is_file()]
     assert len(files) >= 3
     assert {oct(p.stat().st_mode & 0o077) for p in files} == {"0o0"}
+
+
+async def test_secrets_of_an_engine_are_hidden_in_its_log(tmp_path: Path):
+    """In the last lines, which errors repeat too, and in what follows."""
+    log = EngineLog(tmp_path / "logs" / "i.log", secrets=("s3cret-token",))
+    with log.open_for_engine() as file:
+        file.write(b"args: --api-key s3cret-token\n")
+        assert log.tail(5) == ("args: --api-key ***",)
+        follower = log.follow(0, lambda: False)
+        assert await anext(follower) == b"args: --api-key ***\n"
+        file.write(b"\xff s3cret-token\n")
+        assert await anext(follower) == b"\xff ***\n"
+        await follower.aclose()
