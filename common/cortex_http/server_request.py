@@ -17,6 +17,10 @@ LINGER_S = 10.0
 """Seconds to go on reading a body that was already answered: closing immediately would reset the connection, and the
 client would never see the response."""
 
+_CUT_AFTER_S = 0.5
+"""Seconds between the last data of a response that is cut and the cut: Node's fetch drops what it has received but not
+yet handed out when the connection is closed, such as the event that says why."""
+
 _DRAIN_BYTES = 64 * 1024
 """Size of an answered request's body up to which the connection is kept: reading it costs less than reconnecting."""
 
@@ -312,7 +316,8 @@ class ServerRequest:
         """Send what is buffered and close the connection without the chunk that ends the body."""
         self.flush()
         self.response_complete = True
-        self._protocol.transport.close()
+        self._protocol.flow.pause_reading()
+        self._protocol.loop.call_later(_CUT_AFTER_S, self._protocol.transport.close)
 
     def abort(self) -> None:
         """Close the connection."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from cortex_cli.config_files import ConfigFile
 from cortex_cli.docs.reference import commands_page, keys_page
 from generator.api import gateway_page, neuron_page
+from generator.compatibility import compatibility_page
 from generator.errors import errors_page
 from generator.metrics import metrics_page
 from generator.settings import settings_page
@@ -25,5 +26,6 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "neuron-api.md": neuron_page,
     "metrics.md": metrics_page,
     "errors.md": errors_page,
+    "compatibility.md": compatibility_page,
 }
 """Maps a file name in docs/reference to the function that returns its text."""

@@ -1,15 +1,18 @@
-"""Fetch the real Claude Code and Codex for the tests marked `npm`, outside of the checkout, and print their paths.
+"""Fetch the real clients for the tests marked `npm`, outside of the checkout, and print their paths.
 
-Their npm packages contain static binaries, which need no installation, login or internet access. About 350 MB, once.
+The packages of Claude Code and Codex contain static binaries, which need no installation, login or internet access.
+About 350 MB, once. The SDKs for Node are installed with their dependencies.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +95,42 @@ def find_or_fetch(client: Client) -> Path | str:
         return f"{client.package} can't be fetched from npm: {error}"
 
 
+NODE_PACKAGES = (
+    "@ai-sdk/anthropic@3.0.140",
+    "@ai-sdk/openai@3.0.141",
+    "@ai-sdk/openai-compatible@2.0.92",
+    "@anthropic-ai/sdk@1.14.0",
+    "@langchain/core@1.4.0",
+    "@langchain/openai@1.5.8",
+    "ai@6.0.326",
+    "openai@6.49.0",
+)
+"""Clients in JavaScript, with their versions."""
+
+
+def find_or_install(packages: Sequence[str]) -> Path | str:
+    """Return the folder of the packages, or why there is none: they are installed only with CORTEX_TEST_NPM=1."""
+    version = hashlib.sha256("\n".join(packages).encode()).hexdigest()[:12]
+    folder = clients_dir() / f"node-{version}"
+    modules = folder / "node_modules"
+    if (folder / "installed").exists():
+        return modules
+    if os.environ.get("CORTEX_TEST_NPM") != "1":
+        return "no packages for Node in the cache: CORTEX_TEST_NPM=1 installs them"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ("npm", "install", "--no-audit", "--no-fund", "--no-save", *packages)
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the packages for Node can't be installed: {error}"
+    (folder / "installed").touch()
+    return modules
+
+
 if __name__ == "__main__":
     if sys.platform != "linux":
         sys.exit("the packages contain binaries for Linux")
     for client in (CLAUDE_CODE, CODEX):
         print(fetch(client))
+    os.environ["CORTEX_TEST_NPM"] = "1"
+    print(find_or_install(NODE_PACKAGES))

@@ -49,6 +49,7 @@ def tool_results(engine: ScriptedEngine) -> list[dict[str, Any]]:
     return [m for c in engine.calls for m in request_body(c)["messages"] if m["role"] == "tool"]
 
 
+@pytest.mark.compatibility("Claude Code", "messages")
 async def test_text_turn(tmp_path: Path) -> None:
     """A local model under a claude- name answers, and the engine's token counts are reported."""
     async with (
@@ -67,6 +68,7 @@ async def test_text_turn(tmp_path: Path) -> None:
     assert [m["role"] for m in sent["messages"]].count("system") == 1
 
 
+@pytest.mark.compatibility("Claude Code", "tools")
 async def test_tool_turn(tmp_path: Path) -> None:
     """Two parallel calls are made, and both results reach the model before it answers."""
     for name in ("one", "two"):
@@ -94,6 +96,7 @@ async def test_tool_turn(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.compatibility("Claude Code", "failures")
 async def test_context_overflow(tmp_path: Path) -> None:
     """A prompt that is too long is sent once, and reported with both numbers."""
     overflow = {"type": "exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": 8192}

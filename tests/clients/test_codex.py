@@ -42,6 +42,7 @@ async def wait_until_idle(rig: ProxyRig) -> None:
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
 
 
+@pytest.mark.compatibility("Codex", "responses")
 async def test_text_turn(tmp_path: Path) -> None:
     """The answer is printed on stdout."""
     async with (
@@ -57,6 +58,7 @@ async def test_text_turn(tmp_path: Path) -> None:
     assert {tool["type"] for tool in sent["tools"]} == {"function"}
 
 
+@pytest.mark.compatibility("Codex", "tools")
 async def test_tool_turn(tmp_path: Path) -> None:
     """A command is run, and its output reaches the model before it answers."""
     command = json.dumps({"cmd": "echo $((40 + 2))-marks"})
@@ -81,6 +83,7 @@ async def test_tool_turn(tmp_path: Path) -> None:
     assert (result["tool_call_id"], "42-marks" in result["content"]) == ("c0", True)
 
 
+@pytest.mark.compatibility("Codex", "failures")
 async def test_engine_error(tmp_path: Path) -> None:
     """The engine's error is reported once, with its message, and the program fails."""
     error_response = json_response(

@@ -64,6 +64,8 @@ async def wait_until_idle(rig: ProxyRig) -> None:
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
 
 
+@pytest.mark.compatibility("anthropic (Python)", "messages")
+@pytest.mark.compatibility("anthropic (Python)", "tools")
 async def test_stream_with_thinking_and_parallel_calls() -> None:
     """messages.stream gives the complete message, although the engine interleaved its calls."""
     pieces = [MIXED_STREAM[at : at + 50] for at in range(0, len(MIXED_STREAM), 50)]
@@ -164,6 +166,7 @@ async def test_counting_tokens_loads_no_model() -> None:
     ids=["error-event", "no-end", "cut"],
 )
 @pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.compatibility("anthropic (Python)", "failures")
 async def test_failed_stream_is_an_error(script: Script, message: str, streamed: bool) -> None:
     """An error of the engine, a missing end and a lost connection are exceptions with the reason."""
     async with (

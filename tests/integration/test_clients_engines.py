@@ -115,6 +115,8 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[InProcessGat
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.compatibility("mistral.rs, embedded", "messages")
+@pytest.mark.compatibility("llama.cpp", "messages")
 async def test_message_is_streamed_and_counted(served: InProcessGateway, model: str) -> None:
     """messages.stream loads the model if necessary, and reports the engine's own counts."""
     name = f"claude-{model}-1"
@@ -160,6 +162,8 @@ async def test_prefill_is_not_repeated(served: InProcessGateway, model: str) -> 
     assert unstreamed.usage.output_tokens == 8
 
 
+@pytest.mark.compatibility("mistral.rs, embedded", "chat")
+@pytest.mark.compatibility("llama.cpp", "chat")
 async def test_streamed_chat_has_usage_only_if_requested(
     served: InProcessGateway, model: str
 ) -> None:
@@ -184,6 +188,8 @@ async def test_unstreamed_chat(served: InProcessGateway, model: str) -> None:
     assert unstreamed.object == "chat.completion"
 
 
+@pytest.mark.compatibility("mistral.rs, embedded", "responses")
+@pytest.mark.compatibility("llama.cpp", "responses")
 async def test_streamed_and_unstreamed_response(served: InProcessGateway, model: str) -> None:
     """responses.stream and responses.create use the engine's chat completions."""
     async with openai_client(served.url) as sdk:
@@ -202,6 +208,8 @@ async def test_streamed_and_unstreamed_response(served: InProcessGateway, model:
     assert unstreamed.usage.output_tokens == 16
 
 
+@pytest.mark.compatibility("mistral.rs, embedded", "tools")
+@pytest.mark.compatibility("llama.cpp", "tools")
 async def test_tools_are_accepted(served: InProcessGateway, model: str) -> None:
     """Every engine accepts a request with tools, in every dialect."""
     async with anthropic_client(served.url) as sdk:
@@ -219,6 +227,8 @@ async def test_tools_are_accepted(served: InProcessGateway, model: str) -> None:
     assert chat.choices[0].message.role == "assistant"
 
 
+@pytest.mark.compatibility("mistral.rs, embedded", "failures")
+@pytest.mark.compatibility("llama.cpp", "failures")
 async def test_context_overflow_is_reported_in_the_dialect(
     served: InProcessGateway, model: str
 ) -> None:

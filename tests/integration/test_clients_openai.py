@@ -71,6 +71,7 @@ FAULTY_STREAMS = {
 
 
 @pytest.mark.parametrize(("chunks", "kinds"), FAULTY_STREAMS.values(), ids=FAULTY_STREAMS.keys())
+@pytest.mark.compatibility("openai (Python)", "tools")
 async def test_faulty_tool_calls_are_repaired_and_counted(
     chunks: list[dict[str, object]], kinds: set[str]
 ) -> None:
@@ -106,6 +107,7 @@ async def test_faulty_tool_calls_are_repaired_and_counted(
     } == kinds
 
 
+@pytest.mark.compatibility("openai (Python)", "chat")
 async def test_clean_stream_counts_no_repair() -> None:
     """Nothing is repaired, so nothing is counted."""
     async with (
@@ -125,6 +127,7 @@ async def test_clean_stream_counts_no_repair() -> None:
     [stream_response(OUT_OF_MEMORY_STREAM), stream_response(TRUNCATED_STREAM)],
     ids=["error", "no-end"],
 )
+@pytest.mark.compatibility("openai (Python)", "failures")
 async def test_failed_chat_stream_raises(script: Script) -> None:
     """An error of the engine and a missing end are exceptions, after the text received so far."""
     async with (
@@ -144,6 +147,7 @@ async def test_failed_chat_stream_raises(script: Script) -> None:
 # -- responses -----------------------------------------------------------------------------------
 
 
+@pytest.mark.compatibility("openai (Python)", "responses")
 async def test_streamed_response_has_items_and_events_in_order() -> None:
     """responses.stream accumulates reasoning, text and calls."""
     tool = {"type": "function"} | FUNCTION
@@ -311,6 +315,7 @@ async def test_keep_alive_during_prefill() -> None:
 # -- other routes --------------------------------------------------------------------------------
 
 
+@pytest.mark.compatibility("openai (Python)", "embeddings")
 async def test_embeddings_use_the_client_model_name() -> None:
     """The model alias is replaced for the engine, and the usage is counted."""
     vector = {"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}

@@ -59,6 +59,7 @@ async def served() -> AsyncIterator[ProxyWithKeys]:
         yield ProxyWithKeys(rig, http)
 
 
+@pytest.mark.compatibility("anthropic (Python)", "models")
 async def test_anthropic_sdk_pages_through_the_models(served: ProxyWithKeys) -> None:
     """models.list follows the pages, with the context if known."""
     async with anthropic.AsyncAnthropic(base_url=served.rig.url, api_key="all") as claude:
@@ -75,6 +76,7 @@ async def test_model_is_found_by_alias_and_pattern(served: ProxyWithKeys) -> Non
         assert (await gpt.models.retrieve("big")).id == "org/big"
 
 
+@pytest.mark.compatibility("openai (Python)", "models")
 async def test_openai_sdk_lists_the_models(served: ProxyWithKeys) -> None:
     """Without Anthropic's headers, entries have the model's state besides OpenAI's fields."""
     async with openai.AsyncOpenAI(base_url=f"{served.rig.url}/v1", api_key="all") as gpt:

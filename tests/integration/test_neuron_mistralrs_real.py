@@ -55,6 +55,7 @@ async def streamed(model: ModelInfo, tokens: int) -> list[str]:
     return [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
+@pytest.mark.compatibility("mistral.rs", "chat")
 async def test_mistralrs_is_started_queried_and_stopped(tmp_path: Path, weights: Path):
     """A GGUF file is served by a process that the next neuron adopts, and no process is left after the unload."""
     rig = NeuronRig(tmp_path / "neuron")

@@ -39,6 +39,7 @@ def rig(tmp_path: Path) -> Iterator[PresetRig]:
     rig.kill_remaining()
 
 
+@pytest.mark.compatibility("SGLang", "chat")
 async def test_sglang_is_started_queried_adopted_and_stopped(rig: PresetRig):
     """It reports its context, streams, is adopted by the next neuron, and leaves no process behind."""
     weights = write_tiny_hf(rig.directory / "tiny")

@@ -29,6 +29,7 @@ def rig(tmp_path: Path) -> Iterator[PresetRig]:
     rig.kill_remaining()
 
 
+@pytest.mark.compatibility("vLLM", "chat")
 async def test_vllm_is_started_queried_adopted_and_stopped(rig: PresetRig):
     """It reports context and version, streams, is adopted by the next neuron, and leaves no process behind."""
     weights = write_tiny_hf(rig.directory / "tiny")

@@ -47,6 +47,7 @@ def _two_keys() -> AccessControl:
     return AccessControl(keyring)
 
 
+@pytest.mark.compatibility("openai (Python)", "stored responses")
 async def test_previous_response_is_the_beginning_of_the_conversation() -> None:
     """A streamed turn and an unstreamed one; the response says what it follows."""
     async with (

@@ -76,6 +76,7 @@ async def test_events_are_messages_and_match_the_schema() -> None:
     assert (error["status"], error["error"]["code"]) == (400, "previous_response_not_found")
 
 
+@pytest.mark.compatibility("openai (Python)", "websocket")
 async def test_official_sdk_uses_the_websocket() -> None:
     """responses.connect of the openai package."""
     async with (
