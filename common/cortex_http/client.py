@@ -32,10 +32,12 @@ class ClientRequest(Generic[A]):
         repeatable: Whether everything that is sent is kept until the response begins. If not, the request goes over a
             new connection, which can't be stale.
         complete: Whether the body is whole; if not, `finish` says when it is.
+
+    Attributes:
+        address: Where the request goes.
     """
 
     __slots__ = (
-        "_address",
         "_body",
         "_complete",
         "_connecting",
@@ -47,6 +49,7 @@ class ClientRequest(Generic[A]):
         "_paused",
         "_pool",
         "_repeatable",
+        "address",
     )
 
     def __init__(
@@ -62,7 +65,7 @@ class ClientRequest(Generic[A]):
         complete: bool = True,
     ) -> None:
         self._pool = pool
-        self._address = address
+        self.address = address
         self._head = head
         self._body = body
         self._handler = handler
@@ -76,7 +79,7 @@ class ClientRequest(Generic[A]):
 
     def start(self) -> None:
         """Send the request over an idle connection, or open one first."""
-        connection = self._pool.take_idle(self._address) if self._repeatable else None
+        connection = self._pool.take_idle(self.address) if self._repeatable else None
         if connection is not None:
             self._send(connection)
         else:
@@ -86,6 +89,10 @@ class ClientRequest(Generic[A]):
     def connected(self) -> bool:
         """Whether the request is being sent; before that, what is written is kept in memory."""
         return self._connection is not None
+
+    def is_unresponsive(self, seconds: float) -> bool:
+        """Return whether the server's host has not acknowledged what was sent for so many seconds."""
+        return self._connection is not None and self._connection.is_unresponsive(seconds)
 
     def write(self, data: bytes) -> None:
         """Send more of the body."""
@@ -134,14 +141,14 @@ class ClientRequest(Generic[A]):
 
     async def _connect(self) -> None:
         try:
-            connection = await self._pool.connect(self._address)
+            connection = await self._pool.connect(self.address)
         except ConnectError as failed:
             self._connecting = None
             self._on_failed(failed)
         except Exception as failed:
             log.exception("connect_failed")
             self._connecting = None
-            self._on_failed(ConnectError(self._address.where, repr(failed)))
+            self._on_failed(ConnectError(self.address.where, repr(failed)))
         else:
             self._connecting = None
             self._send(connection)

@@ -15,6 +15,7 @@ import httptools
 
 from cortex_http.head_cache import CachedHead
 from cortex_http.headers import FRAMING, Headers
+from cortex_http.sockets import is_peer_unresponsive
 from cortex_http.splice import ChunkSplice
 
 log = logging.getLogger(__name__)
@@ -192,6 +193,12 @@ class Connection(asyncio.Protocol, Generic[A]):
         """Close an idle connection."""
         if self._transport is not None:
             self._transport.close()
+
+    def is_unresponsive(self, seconds: float) -> bool:
+        """Return whether the server's host has not acknowledged what was sent for so many seconds."""
+        return self._transport is not None and is_peer_unresponsive(
+            self._transport.get_extra_info("socket"), seconds
+        )
 
     def pause(self) -> None:
         """Stop reading because the client can't keep up."""

@@ -25,7 +25,7 @@ _TCP_INFO = Struct("=2x B 53x I")
 """Fields of struct tcp_info in linux/tcp.h: tcpi_retransmits (retransmissions in a row) and tcpi_last_ack_recv
 (milliseconds since the last acknowledgement)."""
 
-_UNACKNOWLEDGED_MS = 90_000
+_UNACKNOWLEDGED_S = 90.0
 
 _BACKLOG = 4096
 
@@ -63,8 +63,8 @@ def enable_keepalive(sock: socket.socket) -> None:
             sock.setsockopt(level, option, value)
 
 
-def is_peer_unresponsive(sock: socket.socket) -> bool:
-    """Return whether the peer has not acknowledged sent data for 90 seconds.
+def is_peer_unresponsive(sock: socket.socket, seconds: float = _UNACKNOWLEDGED_S) -> bool:
+    """Return whether the peer has not acknowledged sent data for some time, by default 90 seconds.
 
     A peer that is alive but does not read acknowledges window probes, so it does not count as unresponsive.
     """
@@ -75,4 +75,4 @@ def is_peer_unresponsive(sock: socket.socket) -> bool:
     except OSError:  # closed already; its protocol is notified
         return False
     retransmits, since_ack_ms = _TCP_INFO.unpack(info)
-    return bool(retransmits) and since_ack_ms > _UNACKNOWLEDGED_MS
+    return bool(retransmits) and since_ack_ms > seconds * 1000

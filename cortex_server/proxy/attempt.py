@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_common.log import event
+from cortex_common.schema.instances import RELAY_ERROR_HEADER
 from cortex_http.client import ClientRequest
 from cortex_http.downstream import Downstream
 from cortex_http.headers import Headers, content_length, lines
@@ -37,7 +38,6 @@ from cortex_server.proxy.response.verdict import (
     Fault,
     Rejection,
     find_fault,
-    is_from_relay,
     retry_after_s,
 )
 from cortex_server.proxy.stream_fast_path import StreamFastPath
@@ -330,7 +330,7 @@ class Attempt:
         if not isinstance(response, ErrorBody) or self._status < 400:
             return Rejection(failure, find_fault(failure, self._adapter.path), 200)
         fault = find_fault(failure, self._adapter.path, self._status)
-        from_relay = is_from_relay(self._status, response.body)
+        from_relay = any(name == RELAY_ERROR_HEADER for name, _ in self._headers)
         return Rejection(
             failure,
             fault,

@@ -14,6 +14,7 @@ from cortex_server.fleet.circuit_breaker import RetryBudget
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.access_log import AccessLog
+from cortex_server.proxy.body_budget import BodyBudget
 from cortex_server.proxy.engine_address import EngineAddress, EngineAddresses
 from cortex_server.proxy.host_probes import HostProbes
 from cortex_server.proxy.load_balancer import LoadBalancer
@@ -45,6 +46,7 @@ class ProxyContext:
         responses: Recent responses of the Responses API.
         max_active: Limit on requests in flight, those in the admission queue included.
         max_body: Limit on a request's body, in bytes.
+        bodies: Memory that all bodies use.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ProxyContext:
         self.retries = RetryBudget()
         self.load_balancer = LoadBalancer()
         self.responses = ResponseStore()
+        self.bodies = BodyBudget(0)
         self.admission = FairQueue(self.loop, limits or LimitsSection())
         metrics.queue = lambda: (self.admission.admitted, self.admission.queued)
         self.use(settings, self.admission.limits)
@@ -83,6 +86,7 @@ class ProxyContext:
         self.limits = self.admission.limits = limits
         self.max_active = limits.max_in_flight + limits.max_queued
         self.max_body = settings.max_body_mb * 1024 * 1024
+        self.bodies.limit = limits.max_bodies_mb * 1024 * 1024
         self.responses.limit(limits.stored_responses_mb * 1024 * 1024)
 
     async def measure_lag(self) -> None:

@@ -202,11 +202,16 @@ class ProxyRequest:
 
     def receive(self, data: bytes) -> None:
         """Collect a piece of the body."""
+        try:
+            if self._body_size + len(data) > self.context.max_body:
+                raise body_too_large(self.context.max_body)
+            self.context.bodies.take(len(data))
+        except CortexError as failed:
+            self._body.clear()
+            self.refuse(failed)
+            return
         self._body_size += len(data)
         self._body.append(data)
-        if self._body_size > self.context.max_body:
-            self._body.clear()
-            self.refuse(body_too_large(self.context.max_body))
 
     def receive_all(self, body: bytes | None) -> None:
         """Find out where the complete request goes, and send it there."""
@@ -557,6 +562,7 @@ class ProxyRequest:
         if record.first_byte is not None and response is not None and not response.is_streamed:
             record.first_byte = now  # a response that arrives whole says nothing about speed
         self._inflight.discard(self)
+        self.context.bodies.release(self._body_size)
         self._rejection = None  # its traceback refers to this
         if self._cold_start is not None:
             self._cold_start.cancel()

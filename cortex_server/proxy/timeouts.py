@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.log import event
+from cortex_http.pauses import PauseDetector
 from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.keep_alive import keep_alive_pause
 from cortex_server.proxy.request import ProxyRequest
@@ -21,27 +22,28 @@ comments do not count. The client waits for the end meanwhile."""
 
 _INTERVAL_S = 1.0
 
-_LATE_S = 2.0
-"""A check that is so much late shows that this process stood still, for which no engine or client is to blame."""
+_UNACKNOWLEDGED_S = 10.0
+"""Seconds after which a host that does not acknowledge a request counts as dead. The kernel of a host acknowledges at
+once, whatever its programs do."""
 
 
 async def watch_timeouts(requests: Collection[ProxyRequest]) -> None:
     """Check the timeouts of all requests once a second, until cancelled.
 
-    One task that visits all requests costs less than a timer for each.
+    One task that visits all requests costs less than a timer for each. Time in which this process stood still counts
+    against no engine and no client.
 
     Args:
         requests: The requests in flight; it changes meanwhile.
     """
     loop = asyncio.get_running_loop()
+    pauses = PauseDetector(_INTERVAL_S, loop.time)
     while True:
-        due = loop.time() + _INTERVAL_S
         await asyncio.sleep(_INTERVAL_S)
-        now = loop.time()
-        stood_still_s = now - due
+        paused_s, now = pauses.tick(), loop.time()
         for request in tuple(requests):
-            if stood_still_s > _LATE_S:
-                request.skip_time(stood_still_s)
+            if paused_s:
+                request.skip_time(paused_s)
                 continue  # what has arrived meanwhile is read first
             check_timeouts(request, now)
 
@@ -91,6 +93,11 @@ def _check_engine(request: ProxyRequest, now: float) -> None:
     """End the request if its engine lingers after the answer, or has been silent for too long."""
     attempt, record, settings = request.attempt, request.record, request.context.settings
     if attempt is None:
+        return
+    upstream = attempt.upstream
+    if record.first_byte is None and upstream and upstream.is_unresponsive(_UNACKNOWLEDGED_S):
+        lost = UpstreamFailed(f"the host of node {attempt.endpoint.node} does not respond")
+        attempt.fail(lost, Fault.LOST, unreachable=True)
         return
     if attempt.response is not None and attempt.response.lingering:
         if now - request.progressed_at > LINGER_S:

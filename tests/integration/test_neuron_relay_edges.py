@@ -278,20 +278,21 @@ async def test_no_stream_fails_because_the_engine_closes_its_connections(tmp_pat
 
 async def test_the_relays_own_errors_are_told_apart_from_an_engines(tmp_path: Path):
     """A 502 of an engine is its answer; with a 502, 404 or 503 of the relay no engine has answered."""
+    answers = [b"HTTP/1.1 502 Bad\r\ncontent-length: 0\r\n\r\n", b""]
 
     async def fail(
-        engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        _engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         await reader.readexactly(len(b"{}"))
-        if not engine.begun.is_set():
-            writer.write(b"HTTP/1.1 502 Bad\r\ncontent-length: 0\r\n\r\n")
-        engine.begun.set()
+        writer.write(answers.pop(0))
 
     async with (
         relaying(tmp_path, fail) as (neuron, _, path),
         httpx.AsyncClient(base_url=neuron.url) as client,
     ):
-        answers = [await client.post(to, content=b"{}") for to in (path, path, "/engines/no/v1/x")]
-        headers = [answer.headers.get("x-cortex-relay-error") for answer in answers]
-        assert [answer.status_code for answer in answers] == [502, 502, 404]
+        responses = [
+            await client.post(to, content=b"{}") for to in (path, path, "/engines/no/v1/x")
+        ]
+        headers = [response.headers.get("x-cortex-relay-error") for response in responses]
+        assert [response.status_code for response in responses] == [502, 502, 404]
         assert headers == [None, "upstream_failed", "model_not_found"]

@@ -12,6 +12,8 @@ import pytest
 from rigs.engine import STREAM, Call, chunked, http_response, scripted_engine
 from rigs.proxy import running_proxy
 
+from cortex_common.config.access import LimitsSection
+
 
 def body_of(size: int) -> bytes:
     """Return a JSON body of at least that size."""
@@ -139,3 +141,23 @@ async def test_an_incomplete_body_leaves_nothing_behind():
         writer.close()
         await rig.wait_idle()
         assert engine.calls == []
+
+
+async def test_all_bodies_together_have_a_limit() -> None:
+    """Unfinished bodies of many connections don't fill the memory; what ended makes room."""
+    limits = LimitsSection(max_bodies_mb=1)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+    async with running_proxy({}, limits=limits) as rig:
+        _, first = await asyncio.open_connection("127.0.0.1", rig.port)
+        first.write(head + b"x" * 900_000)
+        while rig.context.bodies.held < 900_000:
+            await asyncio.sleep(0.01)
+        reader, second = await asyncio.open_connection("127.0.0.1", rig.port)
+        second.write(head + b"x" * 900_000)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert rig.context.bodies.held <= 1 << 20
+        first.close()
+        second.close()
+        await rig.wait_idle()
+        assert rig.context.bodies.held == 0

@@ -41,6 +41,10 @@ class LimitsSection(Section):
     body_timeout_s: PositiveSeconds = 120.0
     """Seconds without receiving any byte of a request body after which the connection is closed."""
 
+    max_bodies_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Limit on the memory in MiB of all request bodies together, those still arriving included; requests beyond it are
+    rejected with 503."""
+
     min_body_rate_kb: Annotated[int, Field(ge=0, le=1_000_000)] = 16
     """KiB of a request body that must arrive per second on average, after the first `body_timeout_s`; 0 turns this
     off."""

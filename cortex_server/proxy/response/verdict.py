@@ -25,8 +25,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
-import msgspec
-
 from cortex_common.errors import BadRequest, CortexError, PromptTooLong
 from cortex_http.headers import Headers
 
@@ -95,8 +93,6 @@ _FAULT_BY_STATUS = {
 """Statuses other than these are the client's fault from 400 to 499, and the engine's everywhere else. 404 depends on
 the route."""
 
-_RELAY_STATUSES = frozenset({404, 502, 503, 504})
-
 _MODERATION = re.compile(r"moderat|flagged|content.?(policy|filter)|safety", re.IGNORECASE)
 """Messages of a 403 about what the client wrote, not about the gateway's key."""
 
@@ -156,28 +152,3 @@ def retry_after_s(
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
     return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
-
-
-class _RelayedError(msgspec.Struct):
-    src: str | None = None
-
-
-class _RelayedBody(msgspec.Struct):
-    error: _RelayedError | None = None
-
-
-_decode_relayed = msgspec.json.Decoder(_RelayedBody).decode
-
-
-def is_from_relay(status: int, body: bytes) -> bool:
-    """Return whether an error is that of a neuron's relay, which found no engine to ask, and not an engine's own.
-
-    `src` marks the errors of cortex itself, see `cortex_common.errors.envelope`.
-    """
-    if status not in _RELAY_STATUSES:
-        return False
-    try:
-        error = _decode_relayed(body).error
-    except (ValueError, RecursionError):
-        return False
-    return error is not None and error.src == "cortex"

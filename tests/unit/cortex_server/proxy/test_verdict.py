@@ -12,7 +12,6 @@ from cortex_server.proxy.response.verdict import (
     CHAT,
     Fault,
     find_fault,
-    is_from_relay,
     retry_after_s,
 )
 
@@ -94,19 +93,3 @@ def test_retry_after_is_read_as_seconds_or_a_date(
 ) -> None:
     """Milliseconds, as OpenAI sends them, take precedence."""
     assert retry_after_s(headers, datetime(2026, 12, 1, 12, tzinfo=UTC)) == seconds
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "expected"),
-    [
-        (502, b'{"error":{"message":"x","src":"cortex"}}', True),
-        (503, b'{"error":{"message":"x","src":"cortex"}}', True),
-        (400, b'{"error":{"message":"x","src":"cortex"}}', False),
-        (502, b'{"error":{"message":"x"}}', False),
-        (502, b"Bad Gateway", False),
-        (502, b'{"error":"x"}', False),
-    ],
-)
-def test_the_relays_own_errors_are_recognized(status: int, body: bytes, expected: bool) -> None:
-    """An engine's own error has no `src`."""
-    assert is_from_relay(status, body) is expected
