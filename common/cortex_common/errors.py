@@ -8,6 +8,7 @@ Classes are grouped by what the caller can do about them::
     │   ├── MissingModel             400  missing_model
     │   ├── BodyTooLarge             413  body_too_large
     │   ├── PromptTooLong            400  context_length_exceeded  shorten the prompt, or use a larger context
+    │   ├── MaxTokensTooLarge        400  max_tokens_too_large  reduce max_tokens
     │   ├── PreviousResponseNotFound 400  previous_response_not_found  send the whole conversation
     │   └── ConfigError              400  invalid_config      change the file or the environment variable
     ├── AuthenticationFailed         401  authentication_failed   send a valid key
@@ -120,6 +121,15 @@ class PreviousResponseNotFound(BadRequest):
     """
 
     code = "previous_response_not_found"
+
+
+class MaxTokensTooLarge(BadRequest):
+    """The prompt fits, but `max_tokens` is more than the context has room for, or than the model can generate.
+
+    `details` holds `max_tokens`, and `n_prompt_tokens` and `n_ctx` or else `limit`, if known.
+    """
+
+    code = "max_tokens_too_large"
 
 
 class ConfigError(BadRequest):

@@ -1,8 +1,9 @@
 """Parsing of engine errors, in whatever shape, into the error tree.
 
-Shapes seen: `{"error": {"message", "type", "code"}}` (OpenAI, llama.cpp, vLLM), `{"error": "text"}` (Ollama),
-`{"message": "text"}` (mistral.rs), `{"object": "error", "message"}` (older vLLM), `{"detail": ...}` (FastAPI),
-plain text and HTML.
+Shapes seen: `{"error": {"message", "type", "code"}}` (OpenAI, llama.cpp, vLLM), the same in a list (Gemini) or with the
+error of another server in `metadata.raw` (OpenRouter), `{"error": "text"}` (Ollama, TGI, xAI), `{"message": "text"}`
+(mistral.rs, Cerebras, Bedrock), `{"object": "error", "message"}` (older vLLM), `{"detail": ...}` (FastAPI),
+`{"base_resp": {"status_code", "status_msg"}}` (MiniMax), plain text and HTML.
 """
 
 from __future__ import annotations
@@ -14,34 +15,21 @@ from msgspec import Raw, Struct
 
 from cortex_common.errors import (
     BadRequest,
+    BodyTooLarge,
     Busy,
     CortexError,
     NotFound,
     NotSupported,
-    PromptTooLong,
     Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
 )
 from cortex_server.dialects import finish_reasons
 from cortex_server.dialects.chat import Choice, parse_completion
-from cortex_server.dialects.lenient import UnreadableContent
+from cortex_server.dialects.length_errors import LengthError, find_length_error
+from cortex_server.dialects.lenient import UnreadableContent, lenient_string, token_count
 from cortex_server.dialects.usage import Usage
 
-_CONTEXT_OVERFLOW = re.compile(
-    r"""maximum\ context\ length
-      | context\ (length|size|window)\ exceeded
-      | exceed_context_size
-      | exceeds?\ the\ (available\ |model'?s?\ )?(maximum\ )?context
-      | exceeds?\ the\ maximum\ (model\ )?(sequence\ )?length
-      | longer\ than\ the\ (model'?s?\ )?(maximum\ )?context
-      | prompt\ is\ too\ long
-      | prompt\ length\ .*\ (exceeds|longer)
-      | prompt\ sequence\ length\ is\ greater\ than
-      | tokens\)\ is\ too\ large\ to\ process
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
 _CLIENT_MISTAKE = re.compile(
     r"""(image|audio|video)\ input\ is\ not\ supported
       | failed\ to\ parse\ (messages|tools)
@@ -50,32 +38,42 @@ _CLIENT_MISTAKE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """Messages that llama.cpp sends with 500 although retrying can't help; the last is about an unknown token id."""
-_NUMBER = re.compile(r"\d{2,}")
 _UNAUTHORIZED = 401
-_STATUS_BY_TYPE = {
-    "invalid_request_error": 400,
-    "exceed_context_size_error": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "rate_limit_error": 429,
-    "not_supported_error": 501,
-    "unavailable_error": 503,
-    "overloaded_error": 503,
-    "timeout_error": 504,
+_STATUS_BY_WORD = {
+    word: status
+    for status, words in {
+        400: """
+            invalid_request_error invalid_request invalid_parameter_error invalid_argument bad_request badrequesterror
+            validation exceed_context_size_error context_length_exceeded too_many_prompt_tokens
+            """,
+        401: "authentication_error unauthenticated invalid_api_key authenticationerror",
+        402: "insufficient_balance billing_error payment_required",
+        403: "permission_error permission_denied permissiondeniederror",
+        404: "not_found_error not_found model_not_found notfounderror",
+        413: "request_too_large",
+        429: "rate_limit_error rate_limit_exceeded resource_exhausted insufficient_quota ratelimiterror",
+        501: "not_supported_error not_implemented notimplementederror",
+        503: "unavailable_error overloaded_error overloaded unavailable service_unavailable serviceunavailableerror",
+        504: "timeout_error deadline_exceeded gateway_timeout",
+    }.items()
+    for word in words.split()
 }
 _CLASS_BY_STATUS: dict[int, type[CortexError]] = {
     402: UpstreamFailed,
     403: UpstreamFailed,
     404: NotFound,
     408: UpstreamTimeout,
+    413: BodyTooLarge,
     429: Busy,
     501: NotSupported,
     503: Unavailable,
     504: UpstreamTimeout,
     529: Unavailable,
 }
-_CONTEXT_OVERFLOW_CODES = {"exceed_context_size_error", "context_length_exceeded"}
+
+
+class _Metadata(Struct):
+    raw: Raw = Raw()
 
 
 class _ErrorFields(Struct):
@@ -84,13 +82,28 @@ class _ErrorFields(Struct):
     error: Raw = Raw()
     message: Raw = Raw()
     detail: Raw = Raw()
-    type: str | int | None = None
-    code: str | int | None = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
+    status_msg: Raw = Raw()
+    base_resp: Raw = Raw()
+    metadata: Raw = Raw()
+    type: Raw = Raw()
+    error_type: Raw = Raw()
+    status: Raw = Raw()
+    code: Raw = Raw()
+    status_code: Raw = Raw()
+    n_prompt_tokens: int | float | str | None = None
+    n_ctx: int | float | str | None = None
+
+    @property
+    def words(self) -> set[str]:
+        """Its code, type and status, in lower case."""
+        named = (self.type, self.error_type, self.status, self.code, self.status_code)
+        return {bytes(raw).decode("utf-8", "replace").strip('"').lower() for raw in named}
 
 
 _error_fields = msgspec.json.Decoder(_ErrorFields)
+_lists = msgspec.json.Decoder(list[Raw])
+_metadata = msgspec.json.Decoder(_Metadata)
+_strings = msgspec.json.Decoder(str)
 
 
 def error_from_response(status: int, body: bytes, retry_after: float | None = None) -> CortexError:
@@ -115,13 +128,7 @@ def error_from_event(data: bytes) -> CortexError:
         data: the data of the event: a wrapped or bare error object, or text.
     """
     fields = _parse(data)
-    status = 500
-    if fields is not None:
-        if isinstance(fields.code, int) and 400 <= fields.code < 600:
-            status = fields.code
-        else:
-            status = _STATUS_BY_TYPE.get(str(fields.type), 500)
-    return _to_error(status, fields, data)
+    return _to_error(_status(fields) if fields is not None else 500, fields, data)
 
 
 def first_choice(body: bytes) -> tuple[Choice, Usage | None]:
@@ -147,15 +154,25 @@ def first_choice(body: bytes) -> tuple[Choice, Usage | None]:
     return choice, completion.usage or choice.usage
 
 
+def _status(fields: _ErrorFields) -> int:
+    """Return the HTTP status that the fields of an error stand for."""
+    for word in fields.words:
+        if len(word) == 3 and word.isdigit() and 400 <= int(word) < 600:
+            return int(word)
+    return next((_STATUS_BY_WORD[word] for word in fields.words if word in _STATUS_BY_WORD), 500)
+
+
 def _parse(body: bytes) -> _ErrorFields | None:
     try:
+        if body.lstrip().startswith(b"["):
+            body = bytes(_lists.decode(body)[0])
         outer = _error_fields.decode(body)
-        inner = bytes(outer.error)
-        if inner.startswith(b"{"):
-            return _error_fields.decode(inner)
-    except (ValueError, RecursionError):
+        for inner in (outer.error, outer.base_resp):
+            if bytes(inner).startswith(b"{"):
+                return _error_fields.decode(inner)
+    except (ValueError, RecursionError, IndexError):
         return None
-    if inner.startswith(b'"'):
+    if bytes(outer.error).startswith(b'"'):
         outer.message = outer.error
     elif not bytes(outer.message):
         outer.message = outer.detail
@@ -173,8 +190,9 @@ def _to_error(status: int, fields: _ErrorFields | None, body: bytes) -> CortexEr
         )
     message = _message(fields, body) or f"The engine answered {status} without a reason"
     details = {"upstream_status": status}
-    if _is_context_overflow(status, fields, message):
-        return PromptTooLong(message, details=details | _token_limits(fields, message))
+    length_error = _length_error(status, fields, message)
+    if length_error is not None:
+        return length_error.to_error(message, details)
     is_client_mistake = 400 <= status < 500 or (status == 500 and _CLIENT_MISTAKE.search(message))
     fallback = BadRequest if is_client_mistake else UpstreamFailed
     return _CLASS_BY_STATUS.get(status, fallback)(message, details=details)
@@ -184,25 +202,40 @@ def _message(fields: _ErrorFields | None, body: bytes) -> str:
     if fields is None:
         text = body.decode("utf-8", "replace").strip()
         return "" if text.startswith("<") else text[:500]
-    raw = bytes(fields.message)
-    if raw.startswith(b'"'):
-        return str(msgspec.json.decode(raw))
-    return raw.decode("utf-8", "replace") if raw and raw != b"null" else ""
+    message = _text(fields.message) or _text(fields.status_msg)
+    inner = _inner_message(fields.metadata)
+    return f"{message}: {inner}" if inner and inner not in message else message
 
 
-def _is_context_overflow(status: int, fields: _ErrorFields | None, message: str) -> bool:
-    if fields is not None and {str(fields.type), str(fields.code)} & _CONTEXT_OVERFLOW_CODES:
-        return True
-    return status in {400, 413, 422, 500} and _CONTEXT_OVERFLOW.search(message) is not None
+def _inner_message(metadata: Raw) -> str:
+    """Return the message of the server behind a router, which is JSON as text or plain text."""
+    try:
+        raw = _metadata.decode(metadata).raw
+    except (ValueError, RecursionError):
+        return ""
+    text = _text(raw)
+    if not text:
+        return ""
+    data = text.encode("utf-8", "replace")
+    fields = _parse(data)
+    return (_text(fields.message) if fields is not None else "") or text[:500]
 
 
-def _token_limits(fields: _ErrorFields | None, message: str) -> dict[str, int]:
-    """Return the tokens of the prompt and of the context, from the fields or else from the message."""
-    if fields is not None and fields.n_prompt_tokens and fields.n_ctx:
-        return {"n_prompt_tokens": fields.n_prompt_tokens, "n_ctx": fields.n_ctx}
-    numbers = sorted({int(n) for n in _NUMBER.findall(message)})
-    if not numbers:
-        return {}
-    # Messages name the limit, and most of them also the prompt's size, which is larger.
-    limit = {"n_ctx": numbers[0]}
-    return limit | ({"n_prompt_tokens": numbers[-1]} if len(numbers) > 1 else {})
+def _text(raw: Raw) -> str:
+    data = bytes(raw)
+    if data.startswith(b'"'):
+        try:
+            return _strings.decode(data)
+        except ValueError:
+            return lenient_string(data)
+    return data.decode("utf-8", "replace") if data and data != b"null" else ""
+
+
+def _length_error(status: int, fields: _ErrorFields | None, message: str) -> LengthError | None:
+    if status not in {400, 413, 422, 500}:
+        return None
+    found = find_length_error(message, fields.words if fields is not None else None)
+    if found is None or fields is None or found.is_about_completion:
+        return found
+    prompt, limit = token_count(fields.n_prompt_tokens), token_count(fields.n_ctx)
+    return found._replace(prompt=prompt, limit=limit) if prompt and limit else found

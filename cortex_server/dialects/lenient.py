@@ -289,7 +289,7 @@ def convert_counts(usage: Json) -> None:
     """Convert the token counts of a usage object to integers, in place."""
     for name in _COUNT_FIELDS:
         if name in usage:
-            usage[name] = _count(usage[name])
+            usage[name] = token_count(usage[name])
     for name in _COUNT_DETAILS:
         details = usage.get(name)
         if details is None:
@@ -300,7 +300,8 @@ def convert_counts(usage: Json) -> None:
             usage[name] = None
 
 
-def _count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """Return a count as an integer; None for what is not a number."""
     number = value if isinstance(value, int | float) else _text_or_none(value)
     try:
         return int(number) if isinstance(number, int) else int(float(number or "nan"))
@@ -310,7 +311,7 @@ def _count(value: Any) -> int | None:
 
 def _index(value: Any, position: int) -> int:
     """Return an index; one that is not a number is the position in the list."""
-    number = _count(value)
+    number = token_count(value)
     return position if number is None else max(0, number)
 
 

@@ -7,10 +7,12 @@ model on 404.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Struct
 
-from cortex_common.errors import CortexError, PromptTooLong
+from cortex_common.errors import CortexError, MaxTokensTooLarge, PromptTooLong
 
 _STATUS_AND_TYPE: dict[int, tuple[int, str]] = {
     400: (400, "invalid_request_error"),
@@ -26,6 +28,10 @@ _STATUS_AND_TYPE: dict[int, tuple[int, str]] = {
     503: (529, "overloaded_error"),
     504: (504, "timeout_error"),
 }
+
+
+_KEPT_STATUSES = {402, 413}
+"""Statuses of an engine that clients need although the gateway has no error with them, or has others."""
 
 
 class _Error(Struct):
@@ -48,7 +54,8 @@ def error_response(
         request_id: as in the `request-id` header.
         prompt_tokens: an estimate, for engines that report "too long" without a number.
     """
-    status = 402 if error.details.get("upstream_status") == 402 else error.status
+    upstream_status = error.details.get("upstream_status")
+    status = upstream_status if upstream_status in _KEPT_STATUSES else error.status
     status, error_type = _STATUS_AND_TYPE.get(status, (status, "api_error"))
     body = _ErrorBody(_Error(error_type, _message(error, prompt_tokens)), request_id)
     return status, msgspec.json.encode(body)
@@ -61,5 +68,19 @@ def _message(error: CortexError, prompt_tokens: int) -> str:
             prompt = error.details.get("n_prompt_tokens") or max(prompt_tokens, context + 1)
             return f"prompt is too long: {prompt} tokens > {context} maximum"
         return f"prompt is too long: {error.message}"
+    if isinstance(error, MaxTokensTooLarge) and "max_tokens" in error.details:
+        return _completion_message(error.details)
     message = ". ".join(part.rstrip(".") for part in (error.message, *error.hints))
     return message.replace("?. ", "? ")
+
+
+def _completion_message(details: Mapping[str, int]) -> str:
+    """Return Anthropic's message for a `max_tokens` that is too large; Claude Code reacts to the first with less."""
+    asked = details["max_tokens"]
+    if "n_ctx" in details and "n_prompt_tokens" in details:
+        return (
+            f"input length and `max_tokens` exceed context limit: {details['n_prompt_tokens']} + {asked} > "
+            f"{details['n_ctx']}, decrease input length or `max_tokens` and try again"
+        )
+    limit = details.get("limit", asked - 1)
+    return f"max_tokens: {asked} > {limit}, which is the maximum allowed number of output tokens"

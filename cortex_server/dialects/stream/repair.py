@@ -39,7 +39,7 @@ from cortex_server.dialects.chat import is_well_formed_chunk
 from cortex_server.dialects.engine_errors import error_from_event
 from cortex_server.dialects.json_input import is_utf8
 from cortex_server.dialects.lenient import Json, UnreadableContent, decode_leniently
-from cortex_server.dialects.openai_errors import encode_engine_error, is_openai_error
+from cortex_server.dialects.openai_errors import engine_error_body
 from cortex_server.dialects.stream.chunk_decoder import decode_lines, unreadable_chunk
 from cortex_server.dialects.stream.chunk_repair import ChunkRepair, has_only_arguments
 from cortex_server.dialects.stream.event_template import EventTemplate
@@ -306,10 +306,11 @@ class StreamRepair:
     def _handle_error(self, event: SseEvent, raw: bytes) -> bytes:
         """Return an error of the engine in the one format that clients recognize."""
         self.error = error_from_event(event.data)
-        if event.name != "error" and is_openai_error(event.data):
+        shaped = engine_error_body(self.error, event.data)
+        if event.name != "error" and shaped == event.data:
             return raw
         self.repairs["error_format"] += 1
-        return write_data(encode_engine_error(self.error))
+        return write_data(shaped)
 
     def _handle_done(self, raw: bytes) -> bytes:
         if not self.events:

@@ -391,12 +391,6 @@ def test_engine_errors_are_converted_to_openai_format(
     assert "src" not in error
 
 
-def test_engine_error_in_openai_format_is_unchanged() -> None:
-    """The engine's code and additional fields are kept."""
-    body = b'{"error": {"code": 400, "message": "x", "n_ctx": 7}}'
-    assert engine_error_response(400, body) == (400, body)
-
-
 _MODELS = [
     ServedModel(f"m{n}", created=1_700_000_000, context=8192 if n else None) for n in range(5)
 ]

@@ -361,7 +361,7 @@ def test_done_without_a_finish_reason_is_an_error(chunks: list[dict[str, Any]]) 
         (
             b'data: {"error":{"code":503,"message":"boom","type":"unavailable_error"}}\n\n',
             Unavailable,
-            False,
+            True,
         ),
         (
             b'data: {"error":{"message":"boom","type":"server_error","param":null,"code":null}}\n\n',
@@ -371,7 +371,7 @@ def test_done_without_a_finish_reason_is_an_error(chunks: list[dict[str, Any]]) 
         (b'data: {"error":"boom"}\n\n', UpstreamFailed, True),
         (b'event: error\ndata: {"message":"boom"}\n\n', UpstreamFailed, True),
         (b'error: {"code":500,"message":"boom","type":"server_error"}\n\n', UpstreamFailed, True),
-        (b'data: {"error":{"message":"boom: prompt is too long"}}\n\n', PromptTooLong, False),
+        (b'data: {"error":{"message":"boom: prompt is too long"}}\n\n', PromptTooLong, True),
     ],
 )
 def test_error_in_a_stream_is_sent_in_openai_format(
