@@ -29,14 +29,18 @@ class Display(Protocol):
 class PlainDisplay(Display):
     """Writes the text to stdout as it arrives, and the reasoning to stderr."""
 
+    def __init__(self) -> None:
+        self._written = False
+
     @override
     def __enter__(self) -> Self:
         return self
 
     @override
     def __exit__(self, *_: object) -> None:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        if self._written:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
     @override
     def wait(self, progress: str) -> None:
@@ -44,6 +48,7 @@ class PlainDisplay(Display):
 
     @override
     def add(self, text: str, thinking: str) -> None:
+        self._written = self._written or bool(text)
         for stream, added in ((sys.stderr, thinking), (sys.stdout, text)):
             if added:
                 stream.write(neutralize(added) if stream.isatty() else added)

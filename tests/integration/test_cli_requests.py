@@ -60,17 +60,23 @@ class PausedGateway:
         """Send a request with Ben's key; the result of the task is the response body."""
 
         async def send() -> str:
-            async with httpx.AsyncClient(timeout=20) as http:
-                answer = await http.post(
-                    f"{self.served.url}/v1/chat/completions",
-                    headers={"authorization": f"Bearer {BEN}", "x-request-id": ident},
-                    json={
-                        "model": "m",
-                        "stream": stream,
-                        "messages": [{"role": "user", "content": "SECRET"}],
-                    },
-                )
-                return answer.text
+            body = {
+                "model": "m",
+                "stream": stream,
+                "messages": [{"role": "user", "content": "SECRET"}],
+            }
+            headers = {"authorization": f"Bearer {BEN}", "x-request-id": ident}
+            url = f"{self.served.url}/v1/chat/completions"
+            async with (
+                httpx.AsyncClient(timeout=20) as http,
+                http.stream("POST", url, headers=headers, json=body) as answer,
+            ):
+                # The body of a failed stream is cut.
+                content = b""
+                with contextlib.suppress(httpx.RemoteProtocolError):
+                    async for piece in answer.aiter_bytes():
+                        content += piece
+                return content.decode()
 
         number = len(self.engine.calls)
         task = asyncio.create_task(send())
@@ -242,8 +248,13 @@ async def test_the_audit_log_contains_the_actor(paused: PausedGateway):
         await client.pin(PinModelRequest(model="m"))
         await client.unpin(UnpinModelRequest(model="m"))
         (pinned,) = [e for e in await client.audit() if e.event == "pinned"]
+        missed: list[str] = []
         async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as updates:
-            missed = [await anext(updates), await anext(updates)]
+            while missed[-1:] != ["unpinned"]:
+                update = await anext(updates)
+                # This neuron has no routes for pins, which is an entry of its own.
+                if isinstance(update, AuditEntry) and update.event != "directives_unsent":
+                    missed.append(update.event)
 
     assert (pinned.actor, pinned.fields["model"]) == ("ada", "m")
-    assert [e.event for e in missed if isinstance(e, AuditEntry)] == ["pinned", "unpinned"]
+    assert missed == ["pinned", "unpinned"]

@@ -52,7 +52,9 @@ async def test_three_models_take_turns_on_a_device_for_two(served: Served, node:
         answer = await served.chat(name)
         assert answer.status_code == 200, answer.text
         cold.append(answer.headers.get("x-cortex-cold-start") == "true")
-        held = sum(sum(i.vram_by_device) for i in node.runtime.models(lambda _: ""))
+        held = sum(
+            sum(i.vram_by_device) for i in node.runtime.models(lambda _: "http://127.0.0.1:1")
+        )
         assert held <= 2 * MODEL_MB + 8
     assert cold == [True, True, False, True, False, True]
 
@@ -185,7 +187,9 @@ async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelConf
 
         def look() -> bool:
             nonlocal most
-            held = sum(sum(i.vram_by_device) for i in node.runtime.models(lambda _: ""))
+            held = sum(
+                sum(i.vram_by_device) for i in node.runtime.models(lambda _: "http://127.0.0.1:1")
+            )
             most = max(most, held)
             return all(task.done() for task in tasks)
 

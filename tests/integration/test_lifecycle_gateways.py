@@ -86,7 +86,7 @@ async def test_an_idle_model_is_evicted_before_one_that_another_gateway_uses(
         assert is_whole(await ask(one, "new", 3))
         over.set()
         await asyncio.gather(*clients)
-        held = {i.id for i in node.runtime.models(lambda _: "")}
+        held = {i.id for i in node.runtime.models(lambda _: "http://127.0.0.1:1")}
         assert {i.spec.model_id for i in node.runtime.instances.snapshots} == {"busy", "new"}
         assert len(held) == 2
 
@@ -196,7 +196,7 @@ async def test_two_gateways_share_scarce_memory(tmp_path: Path) -> None:
         async def watch() -> int:
             most = 0
             while not over.is_set():
-                infos = node.runtime.models(lambda _: "")
+                infos = node.runtime.models(lambda _: "http://127.0.0.1:1")
                 most = max(most, sum(sum(i.vram_by_device) for i in infos))
                 await asyncio.sleep(0.01)
             return most

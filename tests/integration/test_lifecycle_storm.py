@@ -64,7 +64,7 @@ async def watch(node: Neuron, over: asyncio.Event) -> int:
     """Return the most memory that the node's ledger had reserved at any moment, in MiB."""
     most = 0
     while not over.is_set():
-        infos = node.runtime.models(lambda _: "")
+        infos = node.runtime.models(lambda _: "http://127.0.0.1:1")
         most = max(most, sum(sum(i.vram_by_device) for i in infos))
         await asyncio.sleep(0.01)
     return most

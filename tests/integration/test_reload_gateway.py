@@ -18,6 +18,7 @@ from rigs.engine import CHUNK, DONE, LAST, SSE_HEAD, Call, chunked, scripted_eng
 from rigs.fleet import free_port
 from rigs.gateway import gateway_process, neuron_table
 from rigs.neuron import scripted_neuron
+from rigs.proxy import read_cut_stream
 
 from cortex_common.errors import ConfigError
 from cortex_server.auth.keys import hash_of
@@ -254,10 +255,10 @@ async def test_a_drain_that_times_out_ends_streams_with_an_error(tmp_path):
         httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
     ):
         await gateway.until(lambda s: any(n.instances for n in s.nodes))
-        stream = asyncio.create_task(http.post(CHAT, json=BODY))
-        await engine.call(0)
-        gateway.signal(signal.SIGTERM)
-        content = (await stream).content
+        async with http.stream("POST", CHAT, json=BODY) as stream:
+            await engine.call(0)
+            gateway.signal(signal.SIGTERM)
+            content = await read_cut_stream(stream.aiter_bytes())
         assert content.startswith(CHUNK % b"half")
         assert b'"code":"unavailable"' in content
         assert await gateway.wait_exit() == 0
