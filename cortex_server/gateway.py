@@ -15,12 +15,13 @@ from fastapi import APIRouter
 from cortex_common.clock import SystemClock
 from cortex_common.config.base import split_host_port
 from cortex_common.config.catalogue import Catalogue
-from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.gateway import GatewayConfig, GatewaySection
 from cortex_common.errors import ConfigError
 from cortex_common.log import event
 from cortex_common.log_buffer import LogBuffer
 from cortex_common.net.state_dir import lock_state_dir
 from cortex_common.net.tls import report_expiring_certificates, server_tls
+from cortex_common.net.trusted_hosts import TrustedHosts, trusted_hosts
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import SettingsView
 from cortex_common.supervision import BackgroundTasks, Work
@@ -34,6 +35,7 @@ from cortex_server.api.keys import keys_router
 from cortex_server.api.logs import logs_router
 from cortex_server.api.metrics import metrics_app
 from cortex_server.api.operator import operator_router
+from cortex_server.api.operator_socket import serving_operators
 from cortex_server.api.requests import requests_router
 from cortex_server.audit_log import AuditLog
 from cortex_server.auth.access_control import AccessControl
@@ -127,7 +129,10 @@ class Gateway:
         self._gpu_return = GpuReturn(self.fleet, self.controller, catalogue, clock)
         usage = UsageCounter()
         self.access_control = AccessControl(
-            Keyring(), insecure=config.gateway.insecure, usage=usage
+            Keyring(),
+            insecure=config.gateway.insecure,
+            usage=usage,
+            trusted=_trusted_hosts(config.gateway),
         )
         self.key_service = KeyService(
             self.access_control.keyring, usage, KeyStore(self._database), config.keys
@@ -143,6 +148,7 @@ class Gateway:
             spans=self._spans,
         )
         self.inflight = InflightRequests(self.context)
+        self._router = InferenceRouter(self.context, self.inflight)
         self._history: HistoryStore | None = None
         if path is not None:
             self._history = HistoryStore(
@@ -180,8 +186,11 @@ class Gateway:
     def server(self) -> Server:
         """Create the server of the API."""
         tls = None if self._tls is None else self._tls.context
-        router = InferenceRouter(self.context, self.inflight)
-        return create_server(self.app, protocol_for(router), tls=tls, drain_s=_CLOSE_S)
+        return create_server(self.app, protocol_for(self._router), tls=tls, drain_s=_CLOSE_S)
+
+    def serving_operators(self, port: int) -> contextlib.AbstractAsyncContextManager[None]:
+        """Serve the operator socket inside the block; `port` is that of the API."""
+        return serving_operators(self.app, self._router, port, os.environ)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -264,6 +273,7 @@ class Gateway:
         self.controller.use_config(config)
         self.key_service.configure(config.keys)
         self.access_control.insecure = config.gateway.insecure
+        self.access_control.trusted = _trusted_hosts(config.gateway)
         self.context.use(config.gateway, config.limits)
         await self._use_nodes(config)
 
@@ -308,6 +318,15 @@ class Gateway:
             finally:
                 server.stop()
                 await task
+
+
+def _trusted_hosts(section: GatewaySection) -> TrustedHosts:
+    return trusted_hosts(
+        "gateway",
+        listen=split_host_port(section.listen)[0],
+        allowed_hosts=section.allowed_hosts,
+        allowed_origins=section.allowed_origins,
+    )
 
 
 def listening(address: str, setting: str, *, reuse_port: bool = False) -> socket.socket:

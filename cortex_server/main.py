@@ -26,7 +26,7 @@ from cortex_http.sockets import enable_keepalive
 from cortex_server.fleet.credentials import load_credentials
 from cortex_server.fleet.state import Fleet
 from cortex_server.gateway import Gateway, listening
-from cortex_server.reload import Files, Reloader
+from cortex_server.reload import Files, Reloader, file_stamps
 
 __all__ = ["Gateway", "check", "serve"]
 
@@ -74,6 +74,7 @@ def check(config: GatewayConfig) -> None:
 
 
 async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
+    stamps = file_stamps(files)
     gateway = Gateway(files[0].value, files[1].value)
     inherited = systemd.inherited_socket(os.environ)
     settings = gateway.config.gateway
@@ -82,10 +83,15 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
     with inherited or listening(settings.listen, "listen", reuse_port=settings.reuse_port) as sock:
         server = gateway.server()
         shutdown = _Shutdown(gateway, server)
-        async with gateway.running(), asyncio.TaskGroup() as group:
+        port = sock.getsockname()[1]
+        async with (
+            gateway.running(),
+            gateway.serving_operators(port),
+            asyncio.TaskGroup() as group,
+        ):
             gateway.tasks.start("watchdog", partial(systemd.run_watchdog, os.environ))
             if read is not None:
-                gateway.reloader = Reloader(files, read, gateway.apply, SystemClock())
+                gateway.reloader = Reloader(files, read, gateway.apply, SystemClock(), stamps)
                 gateway.tasks.start("reload", gateway.reloader.watch)
                 _handle_hangup(gateway.reloader, group, shutdown)
             shutdown.handle_signals()
@@ -104,7 +110,10 @@ def _log_access_mode(gateway: Gateway) -> None:
         hint = "requests without a key are accepted from every host; create keys"
         event(log, "authentication_disabled", logging.WARNING, hint=hint)
     elif Scope.INFER not in gateway.access_control.keyring.protected:
-        event(log, "loopback_only", hint="`cortex keys create NAME` creates keys for other hosts")
+        hint = (
+            "programs on this host need no key; `cortex keys create NAME` creates keys for others"
+        )
+        event(log, "loopback_only", hint=hint)
 
 
 def _notify_status(fleet: Fleet) -> None:

@@ -48,6 +48,7 @@ class Reloader:
         read: reads the files again. Raises: ConfigError.
         apply: applies new settings to the gateway. Raises: ConfigError, after which nothing has changed.
         clock: for the time of the last reload.
+        stamps: `file_stamps` of the files, from before the gateway read the secrets in them.
 
     Attributes:
         files: the configuration in force.
@@ -60,6 +61,7 @@ class Reloader:
         read: Callable[[], Files],
         apply: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
         clock: Clock,
+        stamps: Stamps,
     ) -> None:
         self.files = files
         self.view = SettingsView(clock.unix())
@@ -68,7 +70,7 @@ class Reloader:
         self._read = read
         self._apply = apply
         self._lock = asyncio.Lock()
-        self._stamps = self._current_stamps()
+        self._stamps = stamps
 
     async def reload(self) -> ReloadResult:
         """Read the files and apply them.
@@ -124,16 +126,20 @@ class Reloader:
             log.exception("reload_failed")
 
     def _current_stamps(self) -> Stamps:
-        """Return the stamps of the configuration files and of the files of secrets and certificates that they name."""
-        own = (loaded.path for loaded in self.files if loaded.path is not None)
-        named = credential_files(self.files[0].value.nodes, os.environ)
-        return {path: file_stamp(path) for path in (*own, *named)}
+        return file_stamps(self.files)
 
     def _changed_secrets(self, previous: Stamps) -> Iterator[str]:
         """Yield the paths of secrets and certificates whose content has changed."""
         for path in credential_files(self.files[0].value.nodes, os.environ):
             if previous.get(path) != self._stamps.get(path):
                 yield str(path)
+
+
+def file_stamps(files: Files) -> Stamps:
+    """Return the stamps of the configuration files and of the files of secrets and certificates that they name."""
+    own = (loaded.path for loaded in files if loaded.path is not None)
+    named = credential_files(files[0].value.nodes, os.environ)
+    return {path: file_stamp(path) for path in (*own, *named)}
 
 
 def _changed_settings(old: Files, new: Files) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Body, Depends, FastAPI, Query, Request, Response
+from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from cortex_common.errors import (
     envelope,
 )
 from cortex_common.log_buffer import MAX_TAIL_LINES, MEDIA_TYPE, LogBuffer
+from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_common.schema.directives import MAX_DIRECTIVES, Directive
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
@@ -41,19 +42,24 @@ from neuron_server.instances.state_machine import Instance
 from neuron_server.metrics import exposition
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
-from neuron_server.token_auth import check_token
+from neuron_server.token_auth import TokenMiddleware
 
 UrlOf = Callable[[Instance], str]
 
 
 def create_app(
-    runtime: Runtime, *, relay: Relay | None, on_open: Callable[[], None] = lambda: None
+    runtime: Runtime,
+    *,
+    relay: Relay | None,
+    trusted: TrustedHosts,
+    on_open: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Create the application that serves a neuron's API.
 
     Args:
         runtime: opened and closed with the application.
         relay: forwards requests to engines; None if clients reach engines directly.
+        trusted: names of this host.
         on_open: called once the runtime is open.
     """
     log_buffer = LogBuffer()
@@ -71,10 +77,10 @@ def create_app(
                 relay.close()
             log_buffer.detach()
 
-    authentication = [Depends(_token_check(runtime.config.neuron.token))]
     app = FastAPI(
-        title="cortex neuron", version=__version__, lifespan=lifespan, dependencies=authentication
+        title="cortex neuron", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.add_middleware(TokenMiddleware, trusted=trusted, token=runtime.token)
     _add_error_handlers(app)
 
     def url_of(request: Request) -> UrlOf:
@@ -216,13 +222,6 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, log_buffer: LogBuffer) -> No
                 yield chunk
 
         return StreamingResponse(stream(), media_type="text/plain; charset=utf-8")
-
-
-def _token_check(token: str | None) -> Callable[[Request], None]:
-    def check(request: Request) -> None:
-        check_token(token, request.headers.get("authorization", "").encode())
-
-    return check
 
 
 def _add_error_handlers(app: FastAPI) -> None:

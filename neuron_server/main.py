@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Mapping
 from functools import partial
 
 import uvloop
@@ -25,6 +24,7 @@ from cortex_common.errors import ConfigError
 from cortex_common.log import event as log_event
 from cortex_common.net import systemd
 from cortex_common.net.tls import report_expiring_certificates, server_tls
+from cortex_common.net.trusted_hosts import trusted_hosts
 from cortex_http.routing import AsgiOnly
 from cortex_http.server import Server, freeze_startup_objects
 from cortex_http.server import create_server as create_http_server
@@ -41,6 +41,7 @@ from neuron_server.process.cgroups import find_cgroups
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
 from neuron_server.state_store import StateDir
+from neuron_server.token_auth import load_token, publish_token
 
 log = logging.getLogger(__name__)
 
@@ -77,25 +78,18 @@ def check(config: NeuronConfig) -> None:
         ConfigError: a certificate or the token can't be read.
     """
     server_tls(config.tls)
-    with_secrets(config, os.environ)
+    read_secret(config.neuron.token, config.neuron.token_file, os.environ)
 
 
 async def _serve(config: NeuronConfig) -> None:
-    config = with_secrets(config, os.environ)
     tls = server_tls(config.tls)
     host, port = split_host_port(config.neuron.listen)
-    if not is_loopback(host) and config.neuron.token is None and config.tls.client_ca is None:
-        log_event(
-            log,
-            "authentication_disabled",
-            logging.WARNING,
-            listen=config.neuron.listen,
-            hint="anyone who can connect can start programs here; set token_file in [neuron]",
-        )
     with listening(host, port) as listener:
         url_host = f"[{host}]" if ":" in host else host
-        url = f"{'https' if tls else 'http'}://{url_host}:{listener.getsockname()[1]}"
+        port = listener.getsockname()[1]
+        url = f"{'https' if tls else 'http'}://{url_host}:{port}"
         runtime = create_runtime(config)
+        published = publish_token(port, runtime.token, os.environ)
         runtime.tasks.start("watchdog", partial(systemd.run_watchdog, os.environ))
         if tls is not None:
             runtime.certificates = lambda: tls.certificates
@@ -114,24 +108,20 @@ async def _serve(config: NeuronConfig) -> None:
         _Shutdown(server, runtime).handle_signals()
         await server.serve(sockets=[listener])
         await runtime.tasks.close()
+        if published is not None:
+            published.unlink(missing_ok=True)
         log_event(log, "neuron_stopped")
-
-
-def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
-    """Return the settings with the token read from its file.
-
-    Raises:
-        ConfigError: The file can't be read.
-    """
-    section = config.neuron
-    token = read_secret(section.token, section.token_file, environ)
-    return config.model_copy(update={"neuron": section.model_copy(update={"token": token})})
 
 
 def create_runtime(
     config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
 ) -> Runtime:
-    """Create the runtime of a neuron; `sources` replaces the host's own devices."""
+    """Create the runtime of a neuron; `sources` replaces the host's own devices.
+
+    Raises:
+        ConfigError: the state directory or the token can't be used.
+        Conflict: another neuron uses the state directory.
+    """
     clock = SystemClock()
     if sources is None:
         sources = (NvmlSource(load_library()),)
@@ -142,8 +132,11 @@ def create_runtime(
         engine_host = config.neuron.engine_host or _LOOPBACK
     registry = HarnessRegistry(config.harnesses, engine_client(config.harnesses))
     state = StateDir(config.neuron.state_dir)
+    token = load_token(config.neuron, os.environ)
     cgroups = find_cgroups(config.neuron.cgroup)
-    return Runtime(config, Host(sources, clock), registry, state, clock, engine_host, cgroups)
+    return Runtime(
+        config, Host(sources, clock), registry, state, clock, engine_host, cgroups, token=token
+    )
 
 
 def create_server(
@@ -159,14 +152,15 @@ def create_server(
     """
     host, _ = split_host_port(config.neuron.listen)
     relayed = config.neuron.engine_access == "auto" and not is_loopback(host)
-    relay = Relay(runtime, _LIMITS) if relayed else None
+    trusted = trusted_hosts("neuron", listen=host, allowed_hosts=config.neuron.allowed_hosts)
+    relay = Relay(runtime, _LIMITS, trusted) if relayed else None
 
     def on_open() -> None:
         log_event(log, "neuron_listening", url=url, devices=len(runtime.host.devices))
         systemd.notify("READY=1", os.environ)
 
     return create_http_server(
-        create_app(runtime, relay=relay, on_open=on_open),
+        create_app(runtime, relay=relay, trusted=trusted, on_open=on_open),
         protocol_for(AsgiOnly(_LIMITS) if relay is None else relay),
         tls=tls,
         drain_s=math.ceil(config.neuron.relay_drain_s),

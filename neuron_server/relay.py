@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import unquote_to_bytes
@@ -17,6 +18,7 @@ from cortex_common.errors import (
     envelope_bytes,
 )
 from cortex_common.log import event as log_event
+from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_common.schema.instances import RELAY_ERROR_HEADER, InstanceId, InstanceState
 from cortex_http.address import Address, parse_url
 from cortex_http.downstream import Downstream
@@ -27,7 +29,7 @@ from cortex_http.routing import Limits
 from cortex_http.server_request import NULL_HANDLER, RequestHandler, ServerRequest
 from neuron_server.harness.probe import engine_tls
 from neuron_server.runtime import Runtime
-from neuron_server.token_auth import check_token
+from neuron_server.token_auth import check_request
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ _NOT_TO_ENGINE = (
 )
 """Headers that are not forwarded with the others: hop-by-hop headers, the token, which is the neuron's, and
 X-Conversation-Id, which makes llama-server go on generating after a disconnect. The request id is kept apart."""
+
+_CALLER = frozenset({b"authorization", b"host", b"origin", b"sec-fetch-site"})
+"""Headers that show who sent a request."""
 
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -69,7 +74,7 @@ class RelayHead:
         target: Path and query at the engine.
         header_lines: Headers that the engine gets, as lines, without the request id.
         request_id: Line of the request id; empty if there is none.
-        authorization: Value of the Authorization header; empty if there is none.
+        caller: Headers that show who sent it, by name.
     """
 
     method: bytes
@@ -77,7 +82,7 @@ class RelayHead:
     target: bytes
     header_lines: bytes
     request_id: bytes
-    authorization: bytes
+    caller: Mapping[bytes, bytes]
 
 
 class Relay:
@@ -86,6 +91,7 @@ class Relay:
     Args:
         runtime: Runtime of the neuron.
         limits: Limits of connections.
+        trusted: Names of this host.
 
     Attributes:
         id_header: Last header of a gateway's requests, which differ in nothing else.
@@ -93,10 +99,10 @@ class Relay:
 
     id_header = _ID_HEADER
 
-    def __init__(self, runtime: Runtime, limits: Limits) -> None:
+    def __init__(self, runtime: Runtime, limits: Limits, trusted: TrustedHosts) -> None:
         self.limits = limits
         self._runtime = runtime
-        self._token = runtime.config.neuron.token
+        self._trusted = trusted
         self._pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=_CONNECT_TIMEOUT_S)
         self._addresses: dict[str, Address] = {}
         self._tls = engine_tls(runtime.config.harnesses)
@@ -125,7 +131,7 @@ class Relay:
             slash + rest,
             lines([header for header in headers if header[0] not in _NOT_TO_ENGINE]),
             lines([header for header in headers if header[0] == _ID_HEADER]),
-            next((value for name, value in headers if name == b"authorization"), b""),
+            {name: value for name, value in headers if name in _CALLER},
         )
 
     def with_id(self, head: RelayHead, value: bytes) -> RelayHead:
@@ -136,13 +142,13 @@ class Relay:
             head.target,
             head.header_lines,
             b"%b: %b\r\n" % (_ID_HEADER, value),
-            head.authorization,
+            head.caller,
         )
 
     def handle(self, request: ServerRequest, head: RelayHead) -> RequestHandler:
         """Forward a request, or refuse it before its body is read."""
         try:
-            check_token(self._token, head.authorization)
+            check_request(self._trusted, self._runtime.token, head.caller)
             instance = self._runtime.instances.by_instance_id(head.instance)
             if instance.state not in _REACHABLE:
                 raise Unavailable(f"instance {instance.id} is {instance.state}", retry_after=1.0)

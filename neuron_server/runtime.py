@@ -84,6 +84,7 @@ class Runtime:
         clock: measures durations and provides timestamps.
         engine_host: address that engines listen on.
         cgroups: creates a cgroup per engine, if the neuron is allowed to create cgroups.
+        token: what callers of the API must send.
 
     Attributes:
         changes: incremented whenever the node's status changes.
@@ -107,8 +108,11 @@ class Runtime:
         clock: Clock,
         engine_host: str,
         cgroups: Cgroups | None = None,
+        *,
+        token: str,
     ) -> None:
         self.config = config
+        self.token = token
         self.host = host
         self.registry = registry
         self.changes = ChangeCounter()

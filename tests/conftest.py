@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Every HTTP client loads the trusted certificate authorities, even if it never uses TLS. That takes 40 ms for the
 # default ones, which no test needs.
 os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("unused-ca.pem")))
+
+# Daemons publish sockets and tokens here, for programs of the same user.
+_RUNTIME_DIR = TemporaryDirectory(prefix="cortex-run-")
+os.environ["XDG_RUNTIME_DIR"] = _RUNTIME_DIR.name
 
 # After changes of pure code: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
 # Without deadlines, because other processes use the CPUs too.

@@ -36,10 +36,11 @@ def cortex_here(*args: str, stdin: str = "", **env: str) -> subprocess.Completed
     """Run a command in this process: the same code without the start of an interpreter."""
     out, err = io.StringIO(), io.StringIO()
     environ, own_stdin = dict(os.environ), sys.stdin
+    clean = environment(**env)
     code: object = 0
     try:
         os.environ.clear()
-        os.environ.update(environment(**env))
+        os.environ.update(clean)
         sys.stdin = io.StringIO(stdin)
         with redirect_stdout(out), redirect_stderr(err):
             main(args)

@@ -493,8 +493,14 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         return self._in_head or bool(self.pipeline) or current.response_started
 
 
-def protocol_for(router: Router[H]) -> type[HttpProtocol[H]]:
+def protocol_for(
+    router: Router[H], base: type[HttpProtocol[H]] = HttpProtocol
+) -> type[HttpProtocol[H]]:
     """Return the protocol class of a server.
+
+    Args:
+        router: Router of its requests.
+        base: Class to derive it from.
 
     Raises:
         RuntimeError: The installed uvicorn can't be used.
@@ -502,4 +508,4 @@ def protocol_for(router: Router[H]) -> type[HttpProtocol[H]]:
     if (reason := incompatibility()) is not None:
         raise RuntimeError(reason)
     has_ids = isinstance(router, IdRouter)
-    return type("RoutedProtocol", (HttpProtocol,), {"router": router, "_has_ids": has_ids})
+    return type("RoutedProtocol", (base,), {"router": router, "_has_ids": has_ids})

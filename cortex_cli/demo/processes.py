@@ -20,6 +20,8 @@ from cortex_common.errors import LoadFailed, UpstreamFailed, UpstreamTimeout
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_TIMEOUT_S = 15.0
 _LOG_TAIL_LINES = 15
+_POLL_S = 0.05
+_UNAUTHORIZED = 401
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,9 @@ async def start(name: str, arguments: list[str], log: Path) -> ChildProcess:
 
 
 async def wait_healthy(child: ChildProcess, url: str, timeout_s: float) -> float:
-    """Wait until a daemon responds to GET /health with 200; return the seconds that it took.
+    """Wait until a daemon responds to GET /health; return the seconds that it took.
+
+    A neuron responds with 401, because every request to it needs its token.
 
     Raises:
         LoadFailed: it exited; the message contains the end of its log.
@@ -82,10 +86,15 @@ async def wait_healthy(child: ChildProcess, url: str, timeout_s: float) -> float
                     f"the {child.name} exited with {child.process.returncode}:\n{child.log_tail()}",
                     hints=(f"log: {child.log}",),
                 )
-            with suppress(ErrorResponse, UpstreamFailed):
-                await http.get("/health")
+            with suppress(UpstreamFailed):
+                try:
+                    await http.get("/health")
+                except ErrorResponse as error:
+                    if error.status != _UNAUTHORIZED:
+                        await asyncio.sleep(_POLL_S)
+                        continue
                 return time.monotonic() - started
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_POLL_S)
     raise UpstreamTimeout(
         f"the {child.name} is not healthy after {timeout_s:.0f}s:\n{child.log_tail()}",
         hints=(f"log: {child.log}",),

@@ -33,7 +33,13 @@ def create_app(
         routers: further routers, such as those of the operator API.
     """
     # A redirect would name the scheme and host that a reverse proxy used for its own request.
-    app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="cortex",
+        version=__version__,
+        docs_url=None,  # it would load its scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     errors.install(app)
     # Inside of AuthMiddleware: whether a request is allowed at all is decided before its body.
     app.add_middleware(BodyLimitMiddleware, error_response=errors.error_response)

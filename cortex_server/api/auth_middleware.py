@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortex_common.errors import CortexError
 from cortex_server.audit_log import ACTOR
-from cortex_server.auth.access_control import AccessControl, is_local_request
+from cortex_server.auth.access_control import AccessControl, Caller
 from cortex_server.auth.permissions import DEFAULT_RULE, rule_for
 from cortex_server.proxy.routes import ROUTES, suggest_route
 
@@ -48,9 +48,9 @@ class AuthMiddleware:
             client = scope.get("client")
             headers = [(name.lower(), value) for name, value in scope["headers"]]
             rule = rule_for(method, path)
+            caller = Caller.from_headers(dict(headers), client[0] if client else None)
             try:
-                local = is_local_request(client[0] if client else None, headers)
-                key = self._access_control().authorize(headers, rule.scopes, local=local)
+                key = self._access_control().authorize(headers, rule.scopes, caller)
                 scope[KEY] = key
                 ACTOR.set(key.name)
             except CortexError as error:

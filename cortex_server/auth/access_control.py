@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
+from enum import Enum
 
 from cortex_common.errors import (
     AuthenticationFailed,
@@ -14,6 +14,7 @@ from cortex_common.errors import (
     RateLimited,
     Unavailable,
 )
+from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_common.schema.keys import Scope
 from cortex_server.auth.keys import Account, Key, Keyring
 from cortex_server.auth.usage import UsageCounter
@@ -25,62 +26,75 @@ CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 INFER = frozenset({Scope.INFER})
 
+_OPENED_BY_INSECURE = frozenset({Scope.INFER, Scope.METRICS})
+
 _FORWARDED_HEADERS = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 """Headers that a reverse proxy adds: the request comes from another host, through a proxy on this one."""
 
-_LOCALITY_HEADERS = _FORWARDED_HEADERS | {b"host", b"origin"}
-
-_PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa")
-"""Domains that cannot be registered publicly."""
-
-_OPENED_BY_INSECURE = frozenset({Scope.INFER, Scope.METRICS})
-
 _STOPPING_RETRY_S = 5.0
 
+OPERATOR_SOCKET = "operator socket"
+"""Peer of connections to the operator socket, which only root and the gateway's own user can open."""
 
-def is_local_request(peer: str | None, headers: Headers) -> bool:
-    """Return whether a request was made by a program on this host.
 
-    A web page from elsewhere, opened in a browser on this host, can send requests here too: across origins, which the
-    Origin header shows, or through a public name that resolves to 127.0.0.1 (DNS rebinding), which Host shows.
+class Place(Enum):
+    """Where a request comes from."""
 
-    Args:
-        peer: IP address of the client.
-        headers: of the request, with names in lower case.
+    OPERATOR_SOCKET = "operator socket"
+    """The gateway's Unix socket."""
+
+    THIS_HOST = "this host"
+    """A loopback address. That is no proof: a proxy on this host forwards requests of others from there."""
+
+    ELSEWHERE = "elsewhere"
+    """Any other address."""
+
+
+_KEYLESS = {
+    Place.OPERATOR_SOCKET: frozenset(Scope),
+    Place.THIS_HOST: frozenset({Scope.INFER, Scope.METRICS}),
+    Place.ELSEWHERE: frozenset[Scope](),
+}
+"""Scopes that callers have without a key, by place. On this host, only as long as no key has the scope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a request shows about its sender, beside credentials.
+
+    Attributes:
+        place: where it comes from.
+        host: Host header.
+        origin: Origin header.
+        site: Sec-Fetch-Site header.
     """
-    if not is_loopback(peer):
-        return False
-    for name, value in headers:
-        if name not in _LOCALITY_HEADERS:
-            continue
-        if name in _FORWARDED_HEADERS:
-            return False
-        if name == b"host" and not _is_private(value):
-            return False
-        if name == b"origin" and not _is_private(value.partition(b"://")[2]):
-            return False
-    return True
+
+    place: Place
+    host: bytes | None = None
+    origin: bytes | None = None
+    site: bytes | None = None
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[bytes, bytes], peer: str | None) -> Caller:
+        """Return the caller of a request.
+
+        Args:
+            headers: headers by name in lower case.
+            peer: IP address of the client, or `OPERATOR_SOCKET`.
+        """
+        place = Place.ELSEWHERE
+        if peer == OPERATOR_SOCKET:
+            place = Place.OPERATOR_SOCKET
+        elif is_loopback(peer) and _FORWARDED_HEADERS.isdisjoint(headers):
+            place = Place.THIS_HOST
+        return cls(
+            place, headers.get(b"host"), headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        )
 
 
 def is_loopback(peer: str | None) -> bool:
     """Return whether an IP address is a loopback address."""
     return peer is not None and (peer.startswith("127.") or peer in {"::1", "::ffff:127.0.0.1"})
-
-
-@lru_cache(maxsize=256)
-def _is_private(authority: bytes) -> bool:
-    """Return whether the host of `host:port` is an IP address or a name that cannot be registered publicly."""
-    text = authority.decode("latin-1").lower()
-    name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-    if "." not in name and ":" not in name:
-        return bool(name)
-    if name.endswith(_PRIVATE_SUFFIXES):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class AccessControl:
@@ -90,6 +104,7 @@ class AccessControl:
         keyring: the keys.
         insecure: whether inference and metrics need no key.
         usage: where the usage of keys is counted.
+        trusted: names and pages that are trusted; by default loopback names and pages.
 
     Attributes:
         stopping: whether new requests are rejected because the gateway is stopping.
@@ -101,26 +116,30 @@ class AccessControl:
         *,
         insecure: bool = False,
         usage: UsageCounter | None = None,
+        trusted: TrustedHosts | None = None,
     ) -> None:
+        self.trusted = trusted or TrustedHosts("gateway")
         self.keyring = keyring or Keyring()
         self.insecure = insecure
         self.usage = usage or UsageCounter()
         self.stopping = False
 
-    def authorize(self, headers: Headers, scopes: frozenset[Scope], *, local: bool) -> Key:
+    def authorize(self, headers: Headers, scopes: frozenset[Scope], caller: Caller) -> Key:
         """Return the key of a request that may use what any of `scopes` allows.
 
-        One valid credential header is sufficient: tools often send a stale one as well.
+        One valid credential header is sufficient: tools often send a stale one as well. Host matters only without one,
+        because a page whose name resolves to this host has no key.
 
         Args:
             headers: of the request, with names in lower case.
             scopes: any one of them is sufficient; empty for public routes.
-            local: whether `is_local_request`.
+            caller: who sent it.
 
         Raises:
             AuthenticationFailed: there is no key, or no valid one.
-            PermissionDenied: the key has none of the scopes.
+            PermissionDenied: the key has none of the scopes, or a foreign web page caused the request.
         """
+        self.trusted.check_page(caller.host, caller.origin, caller.site)
         keyring = self.keyring
         error: CortexError | None = None
         if keyring.protected:
@@ -135,11 +154,12 @@ class AccessControl:
                 error = _key_error(key, scopes)
                 if key is not None and error is None:
                     return key
-        if not scopes or self._needs_no_key(scopes, local=local):
+        if not scopes or self._needs_no_key(scopes, caller.place):
+            self.trusted.check_host(caller.host)
             return keyring.anonymous
         raise error or self._missing_key(scopes)
 
-    def admit(self, headers: Headers, *, local: bool) -> Key:
+    def admit(self, headers: Headers, caller: Caller) -> Key:
         """Authorize an inference request and count it as in flight; `release` must follow.
 
         Raises:
@@ -149,7 +169,7 @@ class AccessControl:
         """
         if self.stopping:
             raise Unavailable("the gateway is stopping", retry_after=_STOPPING_RETRY_S)
-        key = self.authorize(headers, INFER, local=local)
+        key = self.authorize(headers, INFER, caller)
         account = key.account
         if account.limited:
             _check_limits(key, account, time.monotonic())
@@ -173,10 +193,12 @@ class AccessControl:
         key = self.keyring.find(secret)
         return None if key is None else key.name
 
-    def _needs_no_key(self, scopes: frozenset[Scope], *, local: bool) -> bool:
+    def _needs_no_key(self, scopes: frozenset[Scope], place: Place) -> bool:
         if self.insecure and not scopes.isdisjoint(_OPENED_BY_INSECURE):
             return True
-        return local and scopes.isdisjoint(self.keyring.protected)
+        if place is Place.OPERATOR_SOCKET:
+            return True
+        return not scopes.isdisjoint(_KEYLESS[place] - self.keyring.protected)
 
     def _missing_key(self, scopes: frozenset[Scope]) -> AuthenticationFailed:
         names = " or ".join(sorted(scopes))
@@ -185,14 +207,18 @@ class AccessControl:
                 f"a key with the scope {names} is required",
                 hints=["send it as `Authorization: Bearer ...` or `x-api-key: ...`"],
             )
-        hints = [
-            f"create a key on the gateway's host: `cortex keys create NAME --scope {min(scopes)}`"
-        ]
-        if not scopes.isdisjoint(_OPENED_BY_INSECURE):
-            hints.append("or allow requests without a key: `cortex serve gateway --insecure`")
+        create = f"`cortex keys create NAME --scope {min(scopes)}`"
+        if scopes.isdisjoint(_OPENED_BY_INSECURE):
+            return AuthenticationFailed(
+                f"no key has the scope {names}, so only root and the gateway's user on its own host have it",
+                hints=[f"as one of them, use the command, or create a key: {create}"],
+            )
         return AuthenticationFailed(
             f"no key has the scope {names}, so the gateway accepts such requests from its own host only",
-            hints=hints,
+            hints=[
+                f"create a key on the gateway's host: {create}",
+                "or allow requests without a key: `cortex serve gateway --insecure`",
+            ],
         )
 
 

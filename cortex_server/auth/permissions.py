@@ -56,7 +56,6 @@ RULES = (
     Rule("/tokenize", _INFER, "text to tokens", exact=True),
     Rule("/detokenize", _INFER, "tokens to text", exact=True),
     Rule("/openapi.json", _INFER_OR_OPERATOR, "OpenAPI description of this API", exact=True),
-    Rule("/docs", _INFER_OR_OPERATOR, "API documentation as a web page"),
     Rule(f"{OPERATOR_PREFIX}/", _OPERATOR, "operator API"),
     Rule("/", _OPERATOR, "everything else"),
 )

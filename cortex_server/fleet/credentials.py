@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cortex_common.config.gateway import NodeEntry, UpstreamEntry
+from cortex_common.config.gateway import NeuronEntry, NodeEntry, UpstreamEntry
 from cortex_common.config.loader import FileStamp, file_stamp
 from cortex_common.config.secrets import read_secret, secret_path
+from cortex_common.net.runtime_dir import neuron_token_paths, read_neuron_token
 from cortex_common.net.tls import client_context, read_certificates
 from cortex_common.schema.certificates import Certificate
 
@@ -54,11 +55,13 @@ def load_credentials(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -
 
 
 def credential_files(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterator[Path]:
-    """Yield the files that `load_credentials` reads."""
+    """Yield the files that `load_credentials` reads, and those that it would read if they existed."""
     for entry in entries:
         secret = entry.key_file if isinstance(entry, UpstreamEntry) else entry.token_file
         if secret is not None:
             yield secret_path(secret, environ)
+        elif isinstance(entry, NeuronEntry) and entry.token is None:
+            yield from neuron_token_paths(entry.endpoint, environ)
         yield from (path for path in _certificate_files(entry) if path is not None)
 
 
@@ -73,6 +76,8 @@ def _load(entry: NodeEntry, environ: Mapping[str, str]) -> NodeCredentials:
         secret = read_secret(entry.key, entry.key_file, environ)
     else:
         secret = read_secret(entry.token, entry.token_file, environ)
+        if secret is None:
+            secret = read_neuron_token(entry.endpoint, environ)
     files = _certificate_files(entry)
     # Stamped before they are read, so that a file replaced in between counts as changed at the next reload.
     stamps = tuple(map(file_stamp, files))

@@ -190,7 +190,7 @@ class ProxyRequest:
         """Check the key and the announced length of the body; to be called before anything else."""
         context = self.context
         try:
-            self.key = context.access_control.admit(self.head.credentials, local=self.head.local)
+            self.key = context.access_control.admit(self.head.credentials, self.head.caller)
             if len(self._inflight) > context.max_active:
                 raise queue_full()
             if length is not None and length > context.max_body:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 from cortex_common.errors import CortexError
 from cortex_http.headers import Headers, lines
-from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
+from cortex_server.auth.access_control import CREDENTIAL_HEADERS, Caller
 from cortex_server.proxy.adapters.base import DialectAdapter, openai_error
 from cortex_server.proxy.headers import TO_ENGINE
 from cortex_server.proxy.response_store import OwnResponses
@@ -50,7 +50,7 @@ class RequestHead:
         query: Query string of the URL.
         headers: Headers by name in lower case, without the body's length.
         credentials: Headers that access control looks at.
-        local: Whether it was made by a program on this host.
+        caller: Who sent it.
         forwarded: Headers that the engine gets, as lines.
         session: Id of the conversation; empty when no header identifies one.
         form: Whether the body is a form instead of JSON.
@@ -61,7 +61,7 @@ class RequestHead:
     query: bytes
     headers: dict[bytes, bytes]
     credentials: Headers
-    local: bool
+    caller: Caller
     forwarded: bytes
     session: bytes
     form: bool
@@ -77,7 +77,7 @@ class RequestHead:
             route: The requested route.
             query: Query string of the URL.
             headers: Headers with names in lower case.
-            peer: IP address of the client.
+            peer: IP address of the client, or `OPERATOR_SOCKET`.
         """
         by_name = dict(headers)
         by_name.pop(b"content-length", None)
@@ -86,7 +86,7 @@ class RequestHead:
             query,
             by_name,
             [h for h in headers if h[0] in CREDENTIAL_HEADERS],
-            is_local_request(peer, headers),
+            Caller.from_headers(by_name, peer),
             lines([h for h in headers if h[0] in TO_ENGINE and not _is_overridden(h, by_name)]),
             next((by_name[name] for name in _SESSION if name in by_name), b""),
             by_name.get(b"content-type", b"").lower().startswith(b"multipart/"),

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw
 from typing_extensions import override
 
-from cortex_common.errors import BadRequest, Busy, CortexError, PermissionDenied, envelope_bytes
+from cortex_common.errors import BadRequest, Busy, CortexError, envelope_bytes
 from cortex_common.sse import SseParser
 from cortex_http.downstream import NullDownstream
 from cortex_http.headers import lines
@@ -219,28 +219,11 @@ def open_websocket(
         UpgradeRejected: The client has no valid key, or is a web page of another origin.
     """
     try:
-        key = context.access_control.authorize(head.credentials, INFER, local=head.local)
-        _check_origin(head, context.settings.allowed_origins)
+        key = context.access_control.authorize(head.credentials, INFER, head.caller)
     except CortexError as error:
         head_lines = JSON_HEAD + lines(error_headers(error))
         raise UpgradeRejected(error.status, head_lines, envelope_bytes(error)) from error
     return ResponsesWebSocket(context, inflight, head, key)
-
-
-def _check_origin(head: RequestHead, allowed: tuple[str, ...]) -> None:
-    """Check the origin of a web page: browsers let pages read the WebSockets of any server.
-
-    Raises:
-        PermissionDenied: The page is not allowed to use the API.
-    """
-    origin = head.headers.get(b"origin")
-    if origin is None or "*" in allowed or origin.decode("latin-1") in allowed:
-        return
-    if origin.partition(b"://")[2] != head.headers.get(b"host"):
-        raise PermissionDenied(
-            "this web page is not allowed to use the API",
-            hints=["[gateway] allowed_origins in cortex.toml lists the pages that are"],
-        )
 
 
 def _request_body(message: bytes) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig, NeuronSection
+from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_server.gateway import Gateway
 from cortex_server.proxy.routes import ROUTES
 from generator.text import described, page, sentence, table
@@ -22,8 +23,8 @@ Schema = dict[str, Any]
 
 _CALL = re.compile(r"(Response to )?(GET|POST|DELETE) /\S+?(\.$|: )", re.MULTILINE)
 
-_GATEWAY = """The gateway serves its OpenAPI document at `/openapi.json`, and an interactive version of it at `/docs`.
-See [Scopes](scopes.md) for the keys that each route requires, and [Errors](errors.md) for the error codes."""
+_GATEWAY = """The gateway serves its OpenAPI document at `/openapi.json`. See [Scopes](scopes.md) for the keys that each
+route requires, and [Errors](errors.md) for the error codes."""
 _INFERENCE = """These routes accept the same requests as the OpenAI and Anthropic APIs. `model` can be any name or alias
 in models.toml. If the engine of a model does not support a route, the response has status 501."""
 _HEADERS = """Requests can have the headers `X-Cortex-Session` (requests of one session are sent to the instance that
@@ -37,9 +38,9 @@ has them cached), `X-Cortex-Priority` (`1` to `9`, limited by the key's `max_pri
 | `x-cortex-cold-start` | whether the request waited for a load |
 | `x-cortex-queue-ms` | milliseconds that the request waited; missing if comments were sent while it waited |
 | `x-cortex-route` | why this instance was chosen |"""
-_NEURON = """A neuron listens on port 9090. If it has a `token`, requests must send it as `Authorization: Bearer ...`.
-It serves its OpenAPI document at `/openapi.json`. The API is used by gateways, not by clients. A neuron that does not
-listen on loopback also relays inference requests to its engines, under `/engines/INSTANCE/`."""
+_NEURON = """A neuron listens on port 9090. Every request must send its token as `Authorization: Bearer ...`. It serves
+its OpenAPI document at `/openapi.json`. The API is used by gateways, not by clients. A neuron that does not listen on
+loopback also relays inference requests to its engines, under `/engines/INSTANCE/`."""
 
 
 def gateway_page() -> str:
@@ -64,7 +65,9 @@ def neuron_page() -> str:
     """Return the text of docs/reference/neuron-api.md."""
     with tempfile.TemporaryDirectory() as state:
         config = NeuronConfig(neuron=NeuronSection(state_dir=Path(state)))
-        document = create_app(create_runtime(config, sources=()), relay=None).openapi()
+        document = create_app(
+            create_runtime(config, sources=()), relay=None, trusted=TrustedHosts("neuron")
+        ).openapi()
     return page(
         "Neuron API", _NEURON, "## Routes", *_operations(document, None), *_schemas(document)
     )

@@ -17,6 +17,7 @@ import psutil
 from rigs.forkserver import CortexProcess
 
 from cortex_common.client.neuron import NeuronClient
+from cortex_common.net.runtime_dir import read_neuron_token
 from cortex_common.schema.instances import InstanceState, LoadSpec, ModelInfo
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -93,9 +94,21 @@ stop_timeout_s = 1.0
         process.send_signal(number)
         return process.wait(30)
 
+    @property
+    def token(self) -> str:
+        """The token that it has published on this host."""
+        token = read_neuron_token(self.url, os.environ)
+        assert token is not None
+        return token
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers with its token."""
+        return {"authorization": f"Bearer {self.token}"}
+
     def client(self, token: str | None = None) -> NeuronClient:
-        """Return a client of the neuron."""
-        return NeuronClient(self.url, who="node test", token=token)
+        """Return a client of the neuron, by default with its token."""
+        return NeuronClient(self.url, who="node test", token=token or self.token)
 
     def engines(self) -> list[psutil.Process]:
         """Return all running processes that neurons of this directory started."""

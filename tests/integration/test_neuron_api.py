@@ -133,7 +133,10 @@ async def test_an_instance_id_with_another_spec_is_a_conflict(rig: NeuronRig):
 
 async def test_invalid_requests_are_rejected_with_hints(rig: NeuronRig, tmp_path: Path):
     """Client errors get 400 or 404 with suggestions, never 422 or 500."""
-    async with rig.client() as client, httpx.AsyncClient(base_url=rig.url) as raw:
+    async with (
+        rig.client() as client,
+        httpx.AsyncClient(base_url=rig.url, headers=rig.headers) as raw,
+    ):
         with pytest.raises(BadRequest, match="no harness 'embeded'") as unknown:
             await client.load(LoadSpec(model_id="m", harness="embeded"))
         assert unknown.value.hints == ("did you mean 'embedded'?",)
@@ -252,7 +255,7 @@ async def test_lifecycle_events_can_be_resumed(rig: NeuronRig):
         names, number, kind = [], "", ""
         async with (
             asyncio.timeout(60),
-            httpx.AsyncClient(base_url=rig.url) as http,
+            httpx.AsyncClient(base_url=rig.url, headers=rig.headers) as http,
             http.stream("GET", "/events", headers=headers) as stream,
         ):
             async for line in stream.aiter_lines():
@@ -282,7 +285,10 @@ async def test_lifecycle_events_can_be_resumed(rig: NeuronRig):
 
 async def test_metrics_show_devices_and_instances(rig: NeuronRig):
     """GET /metrics has the numbers of /health and the state of each instance."""
-    async with rig.client() as client, httpx.AsyncClient(base_url=rig.url) as http:
+    async with (
+        rig.client() as client,
+        httpx.AsyncClient(base_url=rig.url, headers=rig.headers) as http,
+    ):
         await load(client, fake("org/seen", instance_id="seen"))
         text = (await http.get("/metrics")).text
         assert 'cortex_neuron_device_memory_bytes{device="0",kind="available"} 8.388608e+08' in text
@@ -345,7 +351,7 @@ async def test_an_unreachable_neuron_is_named_in_the_error(tmp_path: Path):
     """The error for an unreachable neuron names the node."""
     rig = NeuronRig(tmp_path / "neuron").start()
     rig.stop()
-    async with rig.client() as client:
+    async with rig.client("token") as client:
         with pytest.raises(UpstreamFailed, match="node test"):
             await client.health()
 

@@ -35,10 +35,9 @@ async def stats(http: httpx.AsyncClient, url: str) -> dict[str, int]:
 
 async def test_the_token_guards_everything(rig: NeuronRig):
     """Without the token, or with a wrong one, every route returns 401."""
-    for token in (None, "wrong"):
-        async with rig.client(token) as client:
-            with pytest.raises(AuthenticationFailed):
-                await client.health()
+    async with rig.client("wrong") as client:
+        with pytest.raises(AuthenticationFailed):
+            await client.health()
     async with httpx.AsyncClient(base_url=rig.url) as http:
         for path in ("/models", "/discovery", "/events", "/engines/x/v1/models"):
             assert (await http.get(path)).status_code == 401, path
@@ -107,7 +106,10 @@ async def stopping(
     """Stop a neuron with one stream through its relay, whose lines are collected; its engine keeps running."""
     rig = NeuronRig(directory, neuron=f'on_stop = "keep"\n{setting}', listen="0.0.0.0:0")
     try:
-        async with rig.start().client() as client, httpx.AsyncClient(timeout=20) as http:
+        async with (
+            rig.start().client() as client,
+            httpx.AsyncClient(timeout=20, headers=rig.headers) as http,
+        ):
             spec = fake("far", "--interval", interval, "--tokens", str(tokens))
             ready = await load(client, spec)
             url = f"{ready.url}/v1/chat/completions"

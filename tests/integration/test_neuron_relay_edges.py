@@ -98,8 +98,9 @@ async def ask(
     """Send a request, or an incomplete one if `length` is larger than `body`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port, limit=2**20)
     size = len(body) if length is None else length
-    head = b"POST %b HTTP/1.1\r\nhost: n\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-    writer.write(head % (path.encode(), size) + body)
+    head = b"POST %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    head += b"authorization: Bearer %b\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % (path.encode(), neuron.runtime.token.encode(), size) + body)
     await writer.drain()
     return reader, writer
 
@@ -240,7 +241,8 @@ async def test_an_engine_that_dies_during_an_upload_has_failed(tmp_path: Path):
 async def upload(neuron: ServedNeuron, path: str) -> bytes:
     """Return the response to a body of 20 MB."""
     reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port)
-    head = f"POST {path} HTTP/1.1\r\nhost: n\r\ncontent-length: 20000000\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 20000000\r\n"
+    head += f"authorization: Bearer {neuron.runtime.token}\r\n\r\n"
     writer.write(head.encode() + b"x" * 20_000_000)
     async with asyncio.timeout(10):
         heard = await reader.readuntil(b"\r\n")
@@ -288,7 +290,7 @@ async def test_the_relays_own_errors_are_told_apart_from_an_engines(tmp_path: Pa
 
     async with (
         relaying(tmp_path, fail) as (neuron, _, path),
-        httpx.AsyncClient(base_url=neuron.url) as client,
+        httpx.AsyncClient(base_url=neuron.url, headers=neuron.headers) as client,
     ):
         responses = [
             await client.post(to, content=b"{}") for to in (path, path, "/engines/no/v1/x")

@@ -350,7 +350,7 @@ async def test_the_log_can_be_read_and_followed(rig: NeuronRig):
     """Tail and follow return the engine's output; an unknown instance is not found."""
     async with rig.client() as client:
         await load(client, fake("org/chatty", "--say", "hello from the engine"))
-        async with httpx.AsyncClient(base_url=rig.url) as http:
+        async with httpx.AsyncClient(base_url=rig.url, headers=rig.headers) as http:
             text = (await http.get("/models/org/chatty/logs", params={"lines": 5})).text
             assert "hello from the engine" in text
             assert (await http.get("/models/org/chatty/logs", params={"lines": 1})).text.startswith(

@@ -218,7 +218,7 @@ async def test_client_without_a_key_gets_no_websocket() -> None:
         async with _open(rig, additional_headers=headers):
             pass
         with pytest.raises(InvalidStatus) as forbidden:
-            await _open(open_rig, origin="http://evil.localhost")
+            await _open(open_rig, origin="http://evil.example")
         async with _open(open_rig, origin=f"http://127.0.0.1:{open_rig.port}"):
             pass
     assert unauthorized.value.response.status_code == 401

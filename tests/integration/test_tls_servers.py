@@ -22,6 +22,7 @@ from rigs.neuron import scripted_neuron
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import AuthenticationFailed, ConfigError, CortexError
+from cortex_common.net.runtime_dir import read_neuron_token
 from cortex_common.net.tls import ServerTls, client_context
 from cortex_server.gateway import listening
 
@@ -163,12 +164,15 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
             assert (await gateway.wait_for_event("certificate_expiring"))["file"] == str(mine)
             await gateway.wait_for_event("node_up")
             exposition = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
-            of_node = (await http.get(f"{url}/metrics")).text
+            token = read_neuron_token(url, os.environ)
+            headers = {"authorization": f"Bearer {token}"}
+            of_node = (await http.get(f"{url}/metrics", headers=headers)).text
             doctor = await asyncio.to_thread(
                 forkserver.run,
                 ["doctor"],
                 environ={
                     "PATH": os.environ["PATH"],
+                    "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
                     "CORTEX_GATEWAY_URL": f"https://127.0.0.1:{gateway.port}",
                     "SSL_CERT_FILE": str(ca_pem),
                 },
@@ -282,7 +286,9 @@ async def test_the_command_trusts_the_authority_that_it_is_given(tmp_path):
         url = f"https://127.0.0.1:{gateway.port}"
 
         async def cortex(*arguments: str, environ: dict[str, str]) -> tuple[int, str, str]:
-            clean = {"PATH": os.environ["PATH"], "CORTEX_GATEWAY_URL": url}
+            clean = {name: os.environ[name] for name in ("PATH", "XDG_RUNTIME_DIR")} | {
+                "CORTEX_GATEWAY_URL": url
+            }
             done = await asyncio.to_thread(forkserver.run, arguments, environ=clean | environ)
             return done.returncode, done.stdout, done.stderr
 
@@ -290,8 +296,10 @@ async def test_the_command_trusts_the_authority_that_it_is_given(tmp_path):
             while "ready" not in (await cortex("models", "ls", environ=trusted))[1]:
                 pass
         answer = await cortex("chat", "m", "hello", environ=trusted)
-        refused = await cortex("status", environ={})
-        plain = await cortex("status", environ={"CORTEX_GATEWAY_URL": gateway.url})
+        # With a key, the command uses the gateway's address instead of its operator socket.
+        key = {"CORTEX_API_KEY": "key"}
+        refused = await cortex("status", environ=key)
+        plain = await cortex("status", environ=key | {"CORTEX_GATEWAY_URL": gateway.url})
 
     assert answer[0] == 0, answer
     assert (refused[0], "SSL_CERT_FILE" in refused[2]) == (5, True)

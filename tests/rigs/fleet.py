@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -22,6 +23,7 @@ import psutil
 
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.client.neuron import NeuronClient
+from cortex_common.net.runtime_dir import read_neuron_token
 from cortex_common.schema.fleet import FleetSnapshot
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 from rigs.forkserver import CortexProcess
@@ -83,7 +85,8 @@ class Service:
                 if self.process.poll() is not None:
                     raise AssertionError(self.log.read_text())
                 with contextlib.suppress(httpx.HTTPError):
-                    if (await client.get(f"{self.url}/health")).status_code == 200:
+                    # A neuron wants its token for every answer but this one.
+                    if (await client.get(f"{self.url}/health")).status_code in {200, 401}:
                         return
                 await asyncio.sleep(0.05)  # there is no event to wait for while a process starts
 
@@ -107,7 +110,12 @@ class FleetRig:
 
     def node(self) -> NeuronClient:
         """Return a client of the neuron."""
-        return NeuronClient(self.neuron.url, who="the neuron")
+        return NeuronClient(self.neuron.url, who="the neuron", token=self.node_token)
+
+    @property
+    def node_token(self) -> str | None:
+        """Token of the neuron; None until it has published one."""
+        return read_neuron_token(self.neuron.url, os.environ)
 
     async def until(
         self, condition: Callable[[FleetSnapshot], bool], number: int = 0, seconds: float = 30.0

@@ -13,6 +13,7 @@ from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_http.server import Server
 from cortex_server.gateway import Gateway, listening
 from rigs.fleet import free_port
+from rigs.proxy import RAW_HOST
 
 
 @dataclass
@@ -53,7 +54,11 @@ async def running_gateway(
     port = free_port()
     config = GatewayConfig.model_validate(
         {
-            "gateway": {"metrics_listen": f"127.0.0.1:{port}"} | gateway,
+            "gateway": {
+                "metrics_listen": f"127.0.0.1:{port}",
+                "allowed_hosts": [RAW_HOST],
+                **gateway,
+            },
             "keys": keys,
             "limits": limits or LimitsSection(),
             "neurons": [{"name": n, "endpoint": url} for n, url in (neurons or {}).items()],
@@ -63,7 +68,8 @@ async def running_gateway(
     instance = Gateway(config, Catalogue(models=models))
     server = instance.server()
     with listening("127.0.0.1:0", "listen") as sock:
-        async with instance.running():
+        port_of_api = sock.getsockname()[1]
+        async with instance.running(), instance.serving_operators(port_of_api):
             serving = asyncio.create_task(server.serve(sockets=[sock]))
             while not server.started:
                 await asyncio.sleep(0)
@@ -71,7 +77,7 @@ async def running_gateway(
                 yield InProcessGateway(
                     instance,
                     server,
-                    sock.getsockname()[1],
+                    port_of_api,
                     f"http://127.0.0.1:{port}",
                 )
             finally:

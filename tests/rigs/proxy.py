@@ -15,6 +15,7 @@ from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewaySection, NeuronEntry
 from cortex_common.errors import LoadFailed
+from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_common.schema.hardware import Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_http.server_protocol import protocol_for
@@ -26,6 +27,9 @@ from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.router import InferenceRouter
 from cortex_server.proxy.timeouts import watch_timeouts
+
+RAW_HOST = "x"
+"""Host header of requests that tests write themselves."""
 
 
 def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
@@ -133,7 +137,8 @@ async def running_proxy(
         rig.loads,
         metrics,
         settings or GatewaySection(),
-        access_control=access_control,
+        access_control=access_control
+        or AccessControl(trusted=TrustedHosts("gateway", frozenset({RAW_HOST}))),
         limits=limits,
     )
     rig.inflight = InflightRequests(context)

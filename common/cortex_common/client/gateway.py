@@ -8,9 +8,11 @@ from datetime import date
 from functools import partial
 from typing import Generic, TypeVar
 
+import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from cortex_common.client.control import ControlClient, EventCursor, quote_path
+from cortex_common.client.operator_transport import operator_transport
 from cortex_common.config.provenance import ConfigView
 from cortex_common.log_buffer import LogLine, parse_log_lines
 from cortex_common.schema import operations
@@ -50,7 +52,22 @@ class _Method(Generic[Request, Response]):
 
 
 class OperatorClient(ControlClient):
-    """Client of the operator API. For the errors that methods raise, see `ControlClient.call`."""
+    """Client of the operator API. For the errors that methods raise, see `ControlClient.call`.
+
+    Without a token, it uses the operator socket of a gateway on this host.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        who: str,
+        token: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if token is None and transport is None:
+            transport = operator_transport(base_url)
+        super().__init__(base_url, who=who, token=token, transport=transport)
 
     load = _Method(operations.LOAD)
     unload = _Method(operations.UNLOAD)

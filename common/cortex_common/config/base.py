@@ -67,6 +67,13 @@ def _origin(text: str) -> str:
     return origin.removesuffix(_DEFAULT_PORTS.get(scheme, ""))  # browsers omit the default port
 
 
+def _host_name(text: str) -> str:
+    name = text.lower()
+    if not name.isascii() or not name.removeprefix("*.") or any(c in name[1:] for c in "/:*@ "):
+        raise ValueError(f"{text!r} is not a host name like gate.example.org or *.example.org")
+    return name
+
+
 Address = Annotated[str, AfterValidator(_address)]
 """host:port to listen on; port 0 picks a free port."""
 
@@ -75,3 +82,6 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 
 Origin = Annotated[str, AfterValidator(_origin)]
 """Scheme, host and port of a web page, as browsers send it; "*" for any."""
+
+HostName = Annotated[str, AfterValidator(_host_name)]
+"""Name of a host, without scheme and port; "*." in front stands for all names below the rest."""

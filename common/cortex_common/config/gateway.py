@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from cortex_common.config.access import KeyEntry, LimitsSection, TlsSection
-from cortex_common.config.base import Address, BaseUrl, Origin, Section
+from cortex_common.config.base import Address, BaseUrl, HostName, Origin, Section
 from cortex_common.config.catalogue import Duration
 from cortex_common.schema.bounds import Count, PositiveSeconds, Seconds, Tokens
 
@@ -37,11 +37,16 @@ class GatewaySection(Section):
 
     insecure: bool = False
     """Serve inference and metrics without a key to every client that can connect. Default: as long as no keys exist,
-    only clients on this host are served."""
+    only programs on this host are served. The operator API never is."""
 
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages whose scripts can use the API from a browser (CORS), such as "https://chat.example.org"; "*"
-    allows any. Such requests need a key like all others."""
+    allows any. Such requests need a key like all others. Requests of other pages are rejected, except those of pages
+    that this host serves."""
+
+    allowed_hosts: tuple[HostName, ...] = ()
+    """Names of this host that the Host header of requests without a key can contain, beside its hostname, those in
+    /etc/hosts, and IP addresses; such as "gate.example.org" or "*.example.org"."""
 
     max_body_mb: Annotated[int, Field(ge=1, le=4096)] = 64
     """Maximum size of a request body in MiB; larger requests are rejected with 413."""
@@ -136,7 +141,8 @@ class NeuronEntry(Section):
     `engine_access = "direct"`. Requests are sent to no other host."""
 
     token: str | None = None
-    """Token that the neuron requires. Prefer `token_file` or the environment variable."""
+    """Token that the neuron requires. Prefer `token_file` or the environment variable. Default: that of the neuron on
+    this host, if the gateway can read it."""
 
     token_file: Path | None = None
     """File that contains the token. A bare file name is looked up among systemd's credentials first."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cortex_common.config.access import TlsSection
-from cortex_common.config.base import Address, BaseUrl, Section
+from cortex_common.config.base import Address, BaseUrl, HostName, Section
 from cortex_common.schema.bounds import Mib, PositiveSeconds, Seconds
 from cortex_common.units import BYTES_PER_MIB, parse_size
 
@@ -103,12 +103,16 @@ class NeuronSection(Section):
     survive it. Default: the cgroup that systemd delegates to the neuron's unit; without one, process groups are
     used."""
 
-    token: str | None = None
-    """Bearer token that callers must send. Prefer `token_file` or the environment variable. Default: no
-    authentication."""
+    token: Annotated[str, Field(min_length=1)] | None = None
+    """Bearer token that callers must send. Prefer `token_file` or the environment variable. Default: a random token,
+    which the neuron creates at its first start in the file `token` of `state_dir`."""
 
     token_file: Path | None = None
     """File that contains the token. A bare file name is looked up among systemd's credentials first."""
+
+    allowed_hosts: tuple[HostName, ...] = ()
+    """Names of this host that the Host header of requests can contain, beside its hostname, those in /etc/hosts, and
+    IP addresses; such as "gpu1.example.org" or "*.example.org"."""
 
     engine_access: Literal["auto", "direct"] = "auto"
     """How requests reach the engines. "auto": directly if this neuron listens on loopback, else relayed through the
