@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection
+from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadResponse, LoadSpec
@@ -17,9 +18,11 @@ from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance
 from neuron_server.ledger import Reservation
 from neuron_server.memory_accounting import MemoryAccounting
+from neuron_server.process.blocking import run_blocking
 from neuron_server.process.ports import free_port
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.state_store import StateDir
+from neuron_server.weights.files import FILES_TIMEOUT_S, stalled_files_error
 
 
 class Loader:
@@ -78,6 +81,7 @@ class Loader:
         entry = self._registry.get(spec.harness)
         if answer := self._join(spec, known):
             return answer
+        weights_mb = await _look_for_weights(spec, entry)
         requests = await memory_requests(spec, entry.harness, self._devices.devices, self._state)
         await (
             self._host.measure()
@@ -85,10 +89,12 @@ class Loader:
         if answer := self._join(spec, known):
             return answer
         reservation = self._memory.admit(requests, self._instances.snapshots)
-        return self._start(spec, entry, reservation)
+        return self._start(spec, entry, reservation, weights_mb)
 
-    def manage(self, instance: Instance, entry: RegistryEntry) -> ManagedInstance:
-        """Add an instance with its runner, not started yet.
+    def manage(
+        self, instance: Instance, entry: RegistryEntry, weights_mb: int | None = None
+    ) -> ManagedInstance:
+        """Add an instance with its runner, not started yet; `weights_mb` are read by its load, if that is known.
 
         Raises:
             BadRequest: the harness rejects the spec; nothing is added.
@@ -103,6 +109,7 @@ class Loader:
             supervisor=self._supervisor,
             host=self._host,
             clock=self._clock,
+            weights_mb=weights_mb,
         )
         managed = ManagedInstance(instance, runner, entry)
         self._instances.add(managed)
@@ -127,7 +134,11 @@ class Loader:
         return None
 
     def _start(
-        self, spec: LoadSpec, entry: RegistryEntry, reservation: Reservation
+        self,
+        spec: LoadSpec,
+        entry: RegistryEntry,
+        reservation: Reservation,
+        weights_mb: int | None,
     ) -> LoadResponse:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         harness = entry.harness
@@ -149,7 +160,7 @@ class Loader:
             attached=attached,
             served_as=harness.served_as(spec),
         )
-        managed = self.manage(instance, entry)
+        managed = self.manage(instance, entry, weights_mb)
         self._state.log(instance_id).remove()
         self._host.record_event(
             "load_admitted",
@@ -161,6 +172,18 @@ class Loader:
         )
         managed.runner.start()
         return LoadResponse(status="loading", instance_id=instance_id)
+
+
+async def _look_for_weights(spec: LoadSpec, entry: RegistryEntry) -> int | None:
+    """Return the MiB of weights, or None if they are not on this host's disk.
+
+    This is the first access to the files of a load. It happens aside, so that a share that stalls holds up only this
+    load.
+    """
+    try:
+        return await run_blocking(partial(entry.harness.weights_mb, spec), FILES_TIMEOUT_S)
+    except TimeoutError as error:
+        raise stalled_files_error(spec) from error
 
 
 def _budget_mb(reservation: Reservation) -> int | None:

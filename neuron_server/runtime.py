@@ -43,7 +43,7 @@ from neuron_server.device_order import DeviceOrder
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
 from neuron_server.directives import NodeDirectives
 from neuron_server.event_log import ChangeCounter, EventLog
-from neuron_server.hardware.host import Host
+from neuron_server.hardware.host import Host, Reading
 from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.inflight import InflightCounts
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
@@ -66,6 +66,11 @@ _STOP_TIMEOUT_S = 60.0
 """Seconds that engines have to end after their drain when the neuron stops."""
 
 _READINGS, _INFLIGHT, _CHECKS = "readings", "requests in flight", "engine checks"
+_PROGRAMS = "engine programs"
+_FAILABLE = {InstanceState.LOADING, InstanceState.READY}
+_INSPECTION_S = 5.0
+"""Seconds that the start waits for the inspection of engines' programs, which goes on in the background."""
+
 _LAST_USE_SAVE_INTERVAL_S = 60.0
 _READINGS_PER_ATTACHED_REFRESH = 5
 _FREED_TIMEOUT_S = 15.0
@@ -164,7 +169,7 @@ class Runtime:
     async def open(self) -> None:
         """Find the devices, adopt the previous neuron's engines, and start the background tasks."""
         await self.host.open()
-        await self.registry.prepare()
+        await self._inspect_programs()
         await self._memory.read({})
         self.events.record("engine_isolation", by=self._supervisor.isolation)
         leaders = recorded_leaders(self._state)
@@ -180,9 +185,22 @@ class Runtime:
         self.tasks.start(_INFLIGHT, partial(self.inflight.poll, self.instances, on_change))
         self.tasks.start(_CHECKS, partial(self._engine_checks.run, on_change))
 
+    async def _inspect_programs(self) -> None:
+        """Inspect the engines' programs; one that hangs holds up the start for a moment only."""
+        inspected = asyncio.Event()
+
+        async def inspect() -> None:
+            await self.registry.prepare()
+            inspected.set()
+            self.changes.increment()
+
+        self.tasks.start(_PROGRAMS, inspect)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(inspected.wait(), _INSPECTION_S)
+
     async def close(self) -> None:
         """Stop the engines, or leave them running if configured to."""
-        await asyncio.gather(*map(self.tasks.stop, (_READINGS, _INFLIGHT, _CHECKS)))
+        await asyncio.gather(*map(self.tasks.stop, (_READINGS, _INFLIGHT, _CHECKS, _PROGRAMS)))
         await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
         for managed in self.instances:
@@ -438,9 +456,24 @@ class Runtime:
         """Read the devices now and apply the measurements."""
         reading = await self._memory.read(self.instances.process_finders)
         self._faults.update(reading, self.instances.snapshots)
+        self._fail_on_gone_devices(reading)
         for managed in self.instances:
             managed.instance = self._memory.with_measurements(managed.instance)
         self.changes.increment()
+
+    def _fail_on_gone_devices(self, reading: Reading) -> None:
+        """Take the instances of devices that are gone out of service; their engines can't work any more."""
+        gone = {
+            device.index: sample.reason or "lost"
+            for device, sample in zip(reading.devices, reading.samples, strict=True)
+            if sample.gone
+        }
+        if not gone:
+            return
+        for managed in self.instances:
+            index = next((i for i in managed.instance.devices if i in gone), None)
+            if index is not None and managed.instance.state in _FAILABLE:
+                managed.runner.fail(f"GPU {index} is lost: {gone[index]}", "gpu_lost")
 
     async def requests_in_flight(self, instance: InstanceId) -> int:
         """Return the requests in flight of an instance, as far as anyone reports them."""

@@ -6,7 +6,6 @@ import asyncio
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cortex_common import __version__
@@ -20,6 +19,7 @@ from cortex_common.schema.hardware import (
 )
 from cortex_common.schema.instances import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
+from neuron_server.hardware.source_reader import SourceReader
 from neuron_server.process.process_table import ProcessFinder, read_table
 
 _REDISCOVERY_INTERVAL_S = 60.0
@@ -43,17 +43,27 @@ class Reading:
 
 
 class Host:
-    """The devices of several sources, read on one thread because NVML calls block.
+    """The devices of several sources, each read aside, because a driver can block for milliseconds or for ever.
 
     Args:
         sources: the cpu source last, so that adding it does not change the indices of GPUs.
         clock: provides the readings' timestamps.
+        read_timeout_s: seconds after which a source that does not respond is left out of a reading.
+        discovery_timeout_s: the same for the search for devices: a driver without persistence mode takes seconds.
     """
 
-    def __init__(self, sources: Sequence[DeviceSource], clock: Clock) -> None:
-        self._sources = tuple(sources)
+    def __init__(
+        self,
+        sources: Sequence[DeviceSource],
+        clock: Clock,
+        *,
+        read_timeout_s: float = 5.0,
+        discovery_timeout_s: float = 30.0,
+    ) -> None:
+        self._readers = tuple(SourceReader(source) for source in sources)
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hardware")
+        self._read_timeout_s = read_timeout_s
+        self._discovery_timeout_s = discovery_timeout_s
         self._inventory = Inventory()
         self._discovered_at = 0.0
         self._degraded = False
@@ -66,24 +76,40 @@ class Host:
 
     async def open(self) -> None:
         """Find the devices."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._discover)
+        await self._discover()
 
     async def close(self) -> None:
-        """Release the drivers and the thread."""
-        loop = asyncio.get_running_loop()
-        for source in self._sources:
-            await loop.run_in_executor(self._thread, source.close)
-        self._thread.shutdown()
+        """Release the drivers; one that hangs is left alone."""
+        await asyncio.gather(*(reader.close(self._read_timeout_s) for reader in self._readers))
 
     async def read(self, finders: Mapping[InstanceId, ProcessFinder]) -> Reading:
-        """Read all devices now.
+        """Read all devices now; those of a driver that does not respond are reported as lost.
 
         Args:
             finders: find each instance's processes.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._read, dict(finders)
+        if (
+            self._degraded
+            and self._clock.monotonic() - self._discovered_at > _REDISCOVERY_INTERVAL_S
+        ):
+            await (
+                self._discover()
+            )  # a driver may have been loaded, or a GPU may be back after a reset
+        pids = await asyncio.to_thread(_find_processes, dict(finders))
+        found = await asyncio.gather(
+            *(reader.sample(pids, self._read_timeout_s) for reader in self._readers)
         )
+        by_uuid = {s.uuid: s for samples in found for s in samples}
+        devices = self.devices
+        samples = tuple(by_uuid.get(d.uuid) or _missing_sample(d) for d in devices)
+        self._degraded = (
+            not samples
+            or not self._inventory.complete
+            or any(s.health is not DeviceHealth.OK for s in samples)
+        )
+        if not all(s.attributes_memory for s in samples):
+            self._attributes_memory = False
+        return Reading(self._clock.unix(), devices, samples, pids)
 
     @property
     def attributes_memory(self) -> bool:
@@ -119,9 +145,11 @@ class Host:
             warnings=(*self._inventory.warnings, *warnings),
         )
 
-    def _discover(self) -> None:
+    async def _discover(self) -> None:
         """Find the devices; known devices keep their indices, which instances refer to, and new ones follow."""
-        inventories = [source.inventory() for source in self._sources]
+        inventories = await asyncio.gather(
+            *(reader.inventory(self._discovery_timeout_s) for reader in self._readers)
+        )
         new = {device.uuid: device for i in inventories for device in i.devices}
         known = [new.pop(device.uuid, device) for device in self.devices]
         self._inventory = Inventory(
@@ -132,24 +160,16 @@ class Host:
             driver_version=next((i.driver_version for i in inventories if i.driver_version), None),
             cuda_version=next((i.cuda_version for i in inventories if i.cuda_version), None),
             warnings=tuple(warning for i in inventories for warning in i.warnings),
+            complete=all(i.complete for i in inventories),
         )
         self._discovered_at = self._clock.monotonic()
 
-    def _read(self, finders: dict[InstanceId, ProcessFinder]) -> Reading:
-        if (
-            self._degraded
-            and self._clock.monotonic() - self._discovered_at > _REDISCOVERY_INTERVAL_S
-        ):
-            self._discover()  # a driver may have been loaded, or a GPU may be back after a reset
-        table = read_table()
-        pids = {instance: find(table) for instance, find in finders.items()}
-        by_uuid = {s.uuid: s for source in self._sources for s in source.sample(pids)}
-        devices = self.devices
-        samples = tuple(by_uuid.get(d.uuid) or _missing_sample(d) for d in devices)
-        self._degraded = not samples or any(s.health is not DeviceHealth.OK for s in samples)
-        if not all(s.attributes_memory for s in samples):
-            self._attributes_memory = False
-        return Reading(self._clock.unix(), devices, samples, pids)
+
+def _find_processes(
+    finders: Mapping[InstanceId, ProcessFinder],
+) -> Mapping[InstanceId, frozenset[int]]:
+    table = read_table()
+    return {instance: find(table) for instance, find in finders.items()}
 
 
 def _missing_sample(device: Device) -> DeviceSample:
@@ -159,6 +179,7 @@ def _missing_sample(device: Device) -> DeviceSample:
         free_mb=0,
         health=DeviceHealth.LOST,
         reason="the driver no longer lists it",
+        gone=True,
     )
 
 

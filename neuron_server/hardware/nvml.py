@@ -32,6 +32,10 @@ _DRIVER_NOT_LOADED = 9
 _LIBRARY_NOT_FOUND = 12
 _FUNCTION_NOT_FOUND = 13
 _VERSION_MISMATCH = 18
+_GPU_IS_LOST = 15
+_RESET_REQUIRED = 16
+_GONE = {_GPU_IS_LOST, _RESET_REQUIRED}
+_GPU_LOST_WARNING = "gpu_lost"
 _ABSENT_FIELD = {_NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _FUNCTION_NOT_FOUND}
 _TEMPERATURE_GPU = 0
 _MIG_ON = 1
@@ -81,7 +85,7 @@ class NvmlSource:
                 warning = HostWarning(
                     code="nvml_failed", message=f"NVML failed to initialize: {error}"
                 )
-            return Inventory(warnings=(warning,) if warning else ())
+            return Inventory(warnings=(warning,) if warning else (), complete=False)
         self._initialized = True
         warnings: list[HostWarning] = []
         self._gpus = tuple(self._enumerate(warnings))
@@ -90,6 +94,7 @@ class NvmlSource:
             driver_version=self._query(self._nvml.nvmlSystemGetDriverVersion),
             cuda_version=_cuda_version(self._query(self._nvml.nvmlSystemGetCudaDriverVersion_v2)),
             warnings=tuple(warnings),
+            complete=all(warning.code != _GPU_LOST_WARNING for warning in warnings),
         )
 
     def sample(self, pids: Mapping[InstanceId, frozenset[int]]) -> tuple[DeviceSample, ...]:
@@ -114,7 +119,7 @@ class NvmlSource:
                 nvml.nvmlDeviceGetUUID(handle)
             except nvml.NVMLError as error:
                 message = f"GPU {ordinal} does not respond: {error}"
-                warnings.append(HostWarning(code="gpu_lost", message=message))
+                warnings.append(HostWarning(code=_GPU_LOST_WARNING, message=message))
             else:
                 handles[ordinal] = handle
         by_uuid = {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles.values()}
@@ -235,7 +240,8 @@ class NvmlSource:
             )
         except Exception as error:  # noqa: BLE001 - NVMLLibraryMismatchError is not an NVMLError; one GPU must not hide the others
             lost = DeviceSample(uuid=uuid, used_mb=gpu.device.vram_total_mb, free_mb=0)
-            return replace(lost, health=DeviceHealth.LOST, reason=str(error), xids=xids)
+            gone = getattr(error, "value", None) in _GONE
+            return replace(lost, health=DeviceHealth.LOST, reason=str(error), xids=xids, gone=gone)
 
     def _memory(self, gpu: _Gpu) -> tuple[int, int]:
         if gpu.device.unified:

@@ -6,6 +6,7 @@ docs/guides/add-a-harness.md.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,9 +83,8 @@ class HarnessRegistry:
         )
 
     async def prepare(self) -> None:
-        """Inspect all engines' programs."""
-        for entry in self._by_name.values():
-            await entry.harness.prepare()
+        """Inspect all engines' programs, at the same time, because one that hangs takes a minute."""
+        await asyncio.gather(*(entry.harness.prepare() for entry in self._by_name.values()))
 
     async def close(self) -> None:
         """Close the HTTP client."""

@@ -68,6 +68,9 @@ class AttachedRunner:
                 "unload_failed", logging.WARNING, instance=self.id, reason=error.message
             )
 
+    def fail(self, reason: str, kind: str) -> None:
+        """Do nothing: the devices of an attached engine are not known."""
+
     async def detach(self) -> None:
         """Stop watching; the model stays loaded."""
         if self._task is not None:

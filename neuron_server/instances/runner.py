@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cortex_common.backoff import Backoff
@@ -27,12 +28,14 @@ from neuron_server.instances.state_machine import (
     restart_delay_s,
 )
 from neuron_server.instances.witness import EngineWitness
+from neuron_server.process.blocking import run_blocking
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.exit_reason import ExitKind, ExitReason, classify
 from neuron_server.process.process_table import listening_pids, read_table
 from neuron_server.process.supervisor import Launch, Supervisor
 from neuron_server.process.tcp_progress import has_moved
+from neuron_server.weights.files import FILES_TIMEOUT_S, stalled_files_error
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ class EngineRunner:
         self._clock = clock
         self._weights_mb = weights_mb
         self._task: asyncio.Task[None] | None = None
+        self._failing = False
 
     def url(self, port: int) -> str:
         """Return the base URL of the engine, as this host reaches it."""
@@ -109,6 +113,25 @@ class EngineRunner:
         """Stop the engine in any state; nothing of it is left when this returns."""
         await self._cancel()
         await self._stop_engine()
+
+    def fail(self, reason: str, kind: str) -> None:
+        """Take the instance out of service now, stop its engine, and mark it as failed."""
+        if self._task is None or self._failing:
+            return
+        self._failing = True
+        self._begin_loading("stopping", reason, kind)
+        self._host.count_failure(self.id, kind)
+        watching, self._task = (
+            self._task,
+            asyncio.create_task(
+                self._abort(self._task, reason, kind), name=f"failure of {self.id}"
+            ),
+        )
+        watching.cancel()
+
+    async def _abort(self, watching: asyncio.Task[None], reason: str, kind: str) -> None:
+        await asyncio.gather(watching, return_exceptions=True)
+        await self._fail(reason, kind)
 
     async def detach(self) -> None:
         """Stop watching; the engine keeps running."""
@@ -194,7 +217,7 @@ class EngineRunner:
         """Start the engine and wait until it is ready; try another port if another process took the first."""
         for attempt in range(_PORT_ATTEMPTS):
             if self.engine is None:
-                self._start_engine()
+                await self._start_engine()
             try:
                 return await self._wait_until_ready(started)
             except _PortTaken:
@@ -205,9 +228,12 @@ class EngineRunner:
                 self._host.update(dataclasses.replace(self._host.current(self.id), port=port))
         raise AssertionError("the last attempt returns or raises")
 
-    def _start_engine(self) -> None:
+    async def _start_engine(self) -> None:
         instance = self._host.current(self.id)
-        launch = self._launch(instance.port)
+        try:  # looks for the weights, which can be on a share that stalls
+            launch = await run_blocking(partial(self._launch, instance.port), FILES_TIMEOUT_S)
+        except TimeoutError as error:
+            raise stalled_files_error(instance.spec) from error
         with self._log.open_for_engine() as output:
             self.engine = self._supervisor.start(launch, output, self.id)
         self._host.record_event(
@@ -293,17 +319,17 @@ class EngineRunner:
             return False
         delay, crashes = restart
         stage = f"restarting in {delay:.0f} s after a crash"
-        self._begin_loading(stage, reason, crashes=crashes)
+        self._begin_loading(stage, reason.message, reason.kind, crashes=crashes)
         await asyncio.sleep(delay)
         return True
 
     def _is_ready(self) -> bool:
         return self._host.current(self.id).state is InstanceState.READY
 
-    def _begin_loading(self, stage: str, reason: ExitReason, **changes: Any) -> None:
+    def _begin_loading(self, stage: str, reason: str, kind: str, **changes: Any) -> None:
         """Take the instance out of service until its engine is started again."""
         instance = self._host.current(self.id)
-        changes |= {"stage": stage, "error": reason.message, "failure": str(reason.kind)}
+        changes |= {"stage": stage, "error": reason, "failure": str(kind)}
         if instance.state is InstanceState.LOADING:
             self._host.update(dataclasses.replace(instance, **changes))
         else:
@@ -315,7 +341,7 @@ class EngineRunner:
         self._host.record_event(
             "engine_unhealthy", logging.ERROR, instance=self.id, reason=reason.message
         )
-        self._begin_loading("draining before a restart", reason)
+        self._begin_loading("draining before a restart", reason.message, reason.kind)
         now = self._clock.monotonic()
         deadline, quiet_since, sent = now + _DRAIN_S, now, witness.sent()
         while await witness.in_flight() and self._clock.monotonic() < deadline:

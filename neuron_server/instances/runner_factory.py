@@ -27,6 +27,7 @@ def create_runner(
     supervisor: Supervisor,
     host: RunnerHost,
     clock: Clock,
+    weights_mb: int | None = None,
 ) -> Runner:
     """Return the runner of an instance, not started yet.
 
@@ -39,6 +40,7 @@ def create_runner(
         supervisor: starts engines.
         host: the runtime.
         clock: measures durations and provides timestamps.
+        weights_mb: MiB of weights that a load reads; None if that is unknown.
 
     Raises:
         BadRequest: see `ProcessHarness.launch`.
@@ -65,6 +67,6 @@ def create_runner(
         supervisor=supervisor,
         host=host,
         clock=clock,
-        weights_mb=harness.weights_mb(instance.spec) if new else None,
+        weights_mb=weights_mb,
         probe_token=entry.probe_token,
     )

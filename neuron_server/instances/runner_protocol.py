@@ -32,6 +32,10 @@ class Runner(Protocol):
         """Stop the engine; nothing of the instance is left when this returns."""
         ...
 
+    def fail(self, reason: str, kind: str) -> None:
+        """Take the instance out of service now, stop its engine, and mark it as failed."""
+        ...
+
     async def detach(self) -> None:
         """Stop watching; the engine keeps running."""
         ...

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
 from cortex_common.errors import NotSupported
+from neuron_server.process.blocking import run_blocking
 from neuron_server.process.supervisor import Launch, engine_environment
 
 _TIMEOUT_S = 30.0
+_KILL_S = 5.0
 _CUDA_RUNTIME = re.compile(r"lib(?:cudart|cublas)\.so\.(\d+)")
 _CUDA_LIBRARY = re.compile(r"lib(?:cuda|cudart|cublas)\.so\.")
 
@@ -25,26 +29,34 @@ async def run_program(
     """Run a program and return its stdout; None if it can't be run, fails, or takes too long."""
     environment = engine_environment(os.environ, Launch(argv=(program,), env=env or {}), {})
     try:
-        child = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+        return await run_blocking(
+            partial(_run, (program, *arguments), environment), _TIMEOUT_S + _KILL_S
+        )
+    except TimeoutError:
+        return None
+
+
+def _run(argv: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Run a program in a session of its own; it is killed with all its children if it takes too long."""
+    try:
+        child = subprocess.Popen(
+            argv,
             env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
     except OSError:
         return None
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            output, _ = await child.communicate()
-    except TimeoutError:
-        return None
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
+    with child:
+        try:
+            output, _ = child.communicate(timeout=_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            output = b""
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
     return output.decode("utf-8", "replace") if child.returncode == 0 else None
 
 

@@ -6,10 +6,13 @@ import contextlib
 import os
 from pathlib import Path
 
-from cortex_common.errors import BadRequest
+from cortex_common.errors import BadRequest, LoadFailed
 from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import bytes_to_mib
 from neuron_server.weights.selection import GGUF_SHARD, gguf_models, loaded_files, with_shards
+
+FILES_TIMEOUT_S = 30.0
+"""Seconds within which the files of a model must be found."""
 
 _MAX_FILES = 20_000
 _MAX_DEPTH = 2
@@ -91,3 +94,11 @@ def directory_sizes(directory: Path) -> dict[str, int]:
             with contextlib.suppress(OSError):  # a dangling link, or removed since
                 sizes[(relative / name).as_posix()] = (Path(folder) / name).stat().st_size
     return sizes
+
+
+def stalled_files_error(spec: LoadSpec) -> LoadFailed:
+    """Return the error for weights on a file system that does not answer."""
+    return LoadFailed(
+        f"the weights of {spec.model_id} could not be looked up within {FILES_TIMEOUT_S:.0f} s",
+        hints=(f"does the file system of {spec.source or spec.model_id} respond? try `ls` there",),
+    )

@@ -195,6 +195,29 @@ async def test_an_xid_is_an_event_and_a_lasting_warning(runtime: Runtime, gpus: 
     assert runtime.status(lambda _: "http://127.0.0.1:1").discovery != before
 
 
+async def test_instances_on_a_gpu_that_fell_off_the_bus_are_out_of_service(
+    runtime: Runtime, gpus: list[LiveGpu]
+):
+    """They fail with the reason at the next reading, their engine is stopped, and none is started there again."""
+    await runtime.load(fake("m", vram_mb=4000))
+    await ready(runtime, "m")
+    pid = engine_pid(runtime)
+    gpus[1].answers["UtilizationRates"] = failing(15)
+    await runtime.measure()
+    (info,) = runtime.models(lambda _: "http://127.0.0.1:1")
+    assert info.url is None
+    async with asyncio.timeout(60):
+        async for _ in runtime.changes.subscribe(1.0):
+            (info,) = runtime.models(lambda _: "http://127.0.0.1:1")
+            if info.status is InstanceState.FAILED:
+                break
+    assert info.error == "GPU 1 is lost: NVML error 15"
+    assert engine_pid(runtime) == pid
+    assert environment(pid) == ()
+    with pytest.raises(DoesNotFit):
+        await runtime.load(fake("m", vram_mb=4000))
+
+
 async def test_a_lost_gpu_and_its_xid_are_warnings(runtime: Runtime, gpus: list[LiveGpu]):
     """A GPU that has fallen off the bus is reported with its XID, and has no available memory."""
     gpus[1].events.append((XID, 79))

@@ -64,6 +64,9 @@ class FakeRunner:
             raise OSError(24, "Too many open files")
         self.stopped = True
 
+    def fail(self, reason: str, kind: str) -> None:
+        """Do nothing."""
+
     async def detach(self) -> None:
         """Do nothing."""
 

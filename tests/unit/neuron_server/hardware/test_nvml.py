@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from types import SimpleNamespace
 
 import psutil
@@ -334,3 +336,75 @@ async def test_a_driver_that_is_loaded_later_is_found():
         assert host.discovery({}).warnings == ()
     finally:
         await host.close()
+
+
+async def test_a_driver_loaded_later_is_found_beside_the_cpu():
+    """A healthy cpu device does not end the search for GPUs; nor does one GPU that answered at the start."""
+    clock = ManualClock()
+    library = FakeNvml(FakeGpu(0), init=9)
+    host = Host((NvmlSource(library), CpuSource(512)), clock)
+    await host.open()
+    try:
+        assert [s.uuid for s in (await host.read({})).samples] == ["CPU-0"]
+        silent = FakeGpu(1, UUID=15)
+        library.init, library.gpus = None, (FakeGpu(0), silent)
+        clock.advance(61)
+        assert [s.uuid for s in (await host.read({})).samples] == ["CPU-0", "GPU-0"]
+        library.gpus = (FakeGpu(0), FakeGpu(1))
+        clock.advance(61)
+        assert [s.uuid for s in (await host.read({})).samples] == ["CPU-0", "GPU-0", "GPU-1"]
+    finally:
+        await host.close()
+
+
+class HangingSource(NvmlSource):
+    """A source whose driver hangs while a test wants it to."""
+
+    def __init__(self, library: FakeNvml) -> None:
+        super().__init__(library)
+        self.responds = threading.Event()
+        self.responds.set()
+        self.calls = 0
+
+    def sample(self, pids):
+        """Read the GPUs, once the driver responds."""
+        self.calls += 1
+        self.responds.wait()
+        return super().sample(pids)
+
+
+async def read_until(host: Host, health: list[str]) -> None:
+    """Read the devices until they are in this state."""
+    async with asyncio.timeout(60):
+        while [s.health for s in (await host.read({})).samples] != health:
+            await asyncio.sleep(0)
+
+
+async def test_a_driver_call_that_never_returns_holds_up_nothing():
+    """Other devices are read, no further call is made meanwhile, and the GPU is back once the driver responds."""
+    source = HangingSource(FakeNvml(FakeGpu(0)))
+    host = Host((source, CpuSource(512)), ManualClock(), read_timeout_s=0.05)
+    await host.open()
+    try:
+        await read_until(host, ["ok", "ok"])
+        source.responds.clear()
+        await read_until(host, ["lost", "ok"])
+        calls = source.calls
+        for _ in range(3):
+            sample, *_ = (await host.read({})).samples
+            assert sample.reason == "the driver does not respond"
+            assert not sample.gone
+        assert source.calls == calls
+        source.responds.set()
+        await read_until(host, ["ok", "ok"])
+    finally:
+        source.responds.set()
+        await host.close()
+
+
+@pytest.mark.parametrize(("code", "gone"), [(15, True), (16, True), (999, False)])
+def test_a_gpu_that_fell_off_the_bus_is_gone(code, gone):
+    """Errors that only a reset can end are told apart from those that can pass."""
+    source, _ = single_gpu(UtilizationRates=failing(code))
+    (sample,) = source.sample({})
+    assert sample.gone is gone
