@@ -147,7 +147,10 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
     async def metrics(request: Request) -> Response:
         """Return metrics in Prometheus's text format."""
         text = exposition(
-            runtime.status(url_of(request)), runtime.certificates(), runtime.tasks.failures
+            runtime.status(url_of(request)),
+            runtime.certificates(),
+            runtime.tasks.failures,
+            await runtime.engine_metrics(),
         )
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -15,12 +15,16 @@ from cortex_common.schema.hardware import DeviceReading
 from cortex_common.schema.instances import InstanceState, ModelInfo, NodeStatus
 from cortex_common.supervision import TaskFailures
 from cortex_common.units import BYTES_PER_MIB
+from neuron_server.engine_metrics import COUNTERS, GAUGES, EngineReadings
 
 _MEMORY_KINDS = ("used", "free", "reserved", "other", "headroom", "available")
 
 
 def exposition(
-    status: NodeStatus, certificates: Iterable[Certificate], tasks: Iterable[TaskFailures]
+    status: NodeStatus,
+    certificates: Iterable[Certificate],
+    tasks: Iterable[TaskFailures],
+    engines: Iterable[EngineReadings] = (),
 ) -> bytes:
     """Return the metrics of a node in Prometheus's text format.
 
@@ -28,9 +32,10 @@ def exposition(
         status: the current status of the node.
         certificates: the certificates that the neuron uses.
         tasks: the failures of its background tasks.
+        engines: what its engines report about themselves.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(status, certificates, tasks))
+    registry.register(_NodeCollector(status, certificates, tasks, engines))
     return generate_latest(registry)
 
 
@@ -40,7 +45,9 @@ class _NodeCollector(Collector):
         status: NodeStatus,
         certificates: Iterable[Certificate],
         tasks: Iterable[TaskFailures],
+        engines: Iterable[EngineReadings],
     ) -> None:
+        self._engines = engines
         self._status = status
         self._tasks = tasks
         self._certificates = certificates
@@ -49,6 +56,7 @@ class _NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from _device_metrics(self._status.health.devices)
         yield from _instance_metrics(self._status.models)
+        yield from _engine_metrics(self._engines)
         expiry = GaugeMetricFamily(
             "cortex_neuron_certificate_expiry_timestamp_seconds",
             "Unix time at which a certificate expires",
@@ -71,6 +79,27 @@ class _NodeCollector(Collector):
         for failed in self._tasks:
             tasks.add_metric([failed.task], failed.count)
         yield from (expiry, failures, tasks)
+
+
+def _engine_metrics(engines: Iterable[EngineReadings]) -> Iterator[Metric]:
+    labels = ["instance", "model"]
+    gauges = {
+        name: GaugeMetricFamily(f"cortex_neuron_engine_{name}", text, labels=labels)
+        for name, text in GAUGES.items()
+    }
+    counters = {
+        name: CounterMetricFamily(f"cortex_neuron_engine_{name}", text, labels=labels)
+        for name, text in COUNTERS.items()
+    }
+    for engine in engines:
+        values = [str(engine.instance), str(engine.model)]
+        for name, value in engine.values.items():
+            if name in gauges:
+                gauges[name].add_metric(values, value)
+            else:
+                counters[name].add_metric(values, value)
+    yield from gauges.values()
+    yield from counters.values()
 
 
 def _device_metrics(readings: Iterable[DeviceReading]) -> Iterator[Metric]:

@@ -42,6 +42,7 @@ from neuron_server.attached_engines import AttachedEngines
 from neuron_server.device_order import DeviceOrder
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
 from neuron_server.directives import NodeDirectives
+from neuron_server.engine_metrics import EngineReadings, parse_engine_metrics, reports_metrics
 from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.harness.registry import HarnessRegistry
@@ -348,6 +349,28 @@ class Runtime:
             if usage.instance_id in existing:
                 self.inflight.record_report(report.gateway, usage)
                 self._failure_streaks.record(usage)
+
+    async def engine_metrics(self) -> list[EngineReadings]:
+        """Return what the engines of the ready instances report about themselves, as far as they answer."""
+        ready = [
+            managed
+            for managed in self.instances
+            if managed.instance.state in {InstanceState.READY, InstanceState.DRAINING}
+            and not managed.instance.attached
+            and reports_metrics(managed.entry.harness.capabilities.engine)
+        ]
+        texts = await asyncio.gather(
+            *(self.registry.read_metrics(self.engine_url(m.instance)) for m in ready)
+        )
+        return [
+            EngineReadings(
+                managed.instance.id,
+                ModelId(managed.instance.spec.model_id),
+                parse_engine_metrics(managed.entry.harness.capabilities.engine, text),
+            )
+            for managed, text in zip(ready, texts, strict=True)
+            if text is not None
+        ]
 
     def engine_log(self, instance: Instance) -> EngineLog:
         """Return the log of an instance's engine."""

@@ -58,6 +58,8 @@ class Preset:
         running_metrics: names of the /metrics series that count running and waiting requests.
         queue_path: path that answers {"exec_info": {"queue_remaining": ...}}, if there is one.
         example: an example command, if there is no default.
+        parallel: requests that it processes at the same time by default.
+        parallel_path: path that answers {"max_running_requests": ...}, if there is one.
         sizes_itself, grows: see `EngineCapabilities`; an unknown engine is assumed to do both.
         overhead_mb: GPU memory in addition to weights and KV cache.
     """
@@ -73,6 +75,8 @@ class Preset:
     example: tuple[str, ...] = ()
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
     traits: EngineTraits = OPENAI
+    parallel: int | None = None
+    parallel_path: str | None = None
     sizes_itself: bool = True
     grows: bool = True
     overhead_mb: int = 0
@@ -105,6 +109,7 @@ _PRESETS: Mapping[str, Preset] = {
         routes=_DIALECTS,
         version_path="/version",
         traits=VLLM,
+        parallel=256,
         grows=False,
         overhead_mb=2000,  # CUDA context, graphs and activations
         running_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
@@ -138,6 +143,7 @@ _PRESETS: Mapping[str, Preset] = {
         env=(("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false"),),
         routes=_DIALECTS,
         traits=SGLANG,
+        parallel_path="/server_info",
         grows=False,
         overhead_mb=2000,
         running_metrics=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
@@ -174,6 +180,8 @@ class CommandHarness:
         self._template = entry.command or preset.command
         _check_command(entry.name, self._template, preset.example)
         self._preset = preset
+        self._stop_command = entry.stop_command
+        self._pid_command = entry.pid_command
         self._binary = entry.binary
         self._health_path = "/" + (entry.health_path or preset.health_path).lstrip("/")
         self._running_metrics = entry.running_metrics or preset.running_metrics
@@ -242,6 +250,8 @@ class CommandHarness:
         return Launch(
             argv=(*argv, *spec.args),
             env=device_environment(devices, self._device_ids) | env | spec.env,
+            stop_argv=tuple(fill(self._stop_command, values)),
+            pid_argv=tuple(fill(self._pid_command, values)),
         )
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:
@@ -255,7 +265,10 @@ class CommandHarness:
             stage = f"answering {response.status_code} at {self._health_path}"
             return Probe(ready=False, stage=stage)
         return Probe(
-            ready=True, context=await self._context(spec, url), version=await self._version(url)
+            ready=True,
+            context=await self._context(spec, url),
+            parallel=spec.parallel or await self._parallel(url),
+            version=await self._version(url),
         )
 
     async def in_flight(self, url: str) -> int | None:
@@ -281,6 +294,15 @@ class CommandHarness:
             case {"data": [{"max_model_len": int(length)}, *_]}:
                 return length
         return spec.context
+
+    async def _parallel(self, url: str) -> int | None:
+        """Return the requests that an engine processes at the same time by default, or as it reports."""
+        if self._preset.parallel_path is not None:
+            info = await get_json(self._http, url + self._preset.parallel_path)
+            match info:
+                case {"max_running_requests": int(number)} if number > 0:
+                    return number
+        return self._preset.parallel
 
     async def _version(self, url: str) -> str | None:
         if self._preset.version_path is None:

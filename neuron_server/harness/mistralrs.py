@@ -51,6 +51,8 @@ _INFLIGHT_METRICS = (
 )
 _CUDA_CONTEXT_MB = 800
 _MIN_KV_CACHE_MB = 256
+_DEFAULT_SEQUENCES = 32
+"""Default of --max-seqs."""
 _UNQUANTIZED_BITS = 16
 
 
@@ -140,7 +142,7 @@ class MistralrsHarness:
         )
         return Launch(argv=(*argv, *spec.args), env=environment)
 
-    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - required by the protocol
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:
         """Probe /health, which refuses connections while loading; the model must then be listed as loaded."""
         response = await get(self._http, url + "/health")
         if response is None or response.status_code != 200:
@@ -151,7 +153,7 @@ class MistralrsHarness:
         version = await fetch_version(self._http, url)
         if version is None and self._program.version is not None:  # 0.8 does not report it
             version = f"mistral.rs {self._program.version}"
-        return Probe(ready=True, version=version)
+        return Probe(ready=True, parallel=spec.parallel or _DEFAULT_SEQUENCES, version=version)
 
     async def in_flight(self, url: str) -> int | None:
         """Return the requests in its metrics, whose series appear with the first request."""

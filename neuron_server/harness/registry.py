@@ -22,7 +22,9 @@ from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 from neuron_server.harness.llamacpp import LlamaCppHarness
 from neuron_server.harness.mistralrs import MistralrsHarness
-from neuron_server.harness.probe import answers_token_request, supports_token_request
+from neuron_server.harness.probe import answers_token_request, get, supports_token_request
+
+_METRICS_TIMEOUT_S = 2.0
 
 Builder = Callable[[HarnessEntry, httpx.AsyncClient], Harness]
 
@@ -85,6 +87,15 @@ class HarnessRegistry:
     async def prepare(self) -> None:
         """Inspect all engines' programs, at the same time, because one that hangs takes a minute."""
         await asyncio.gather(*(entry.harness.prepare() for entry in self._by_name.values()))
+
+    async def read_metrics(self, url: str) -> str | None:
+        """Return the metrics of the engine at a URL; None if it does not answer within two seconds."""
+        try:
+            async with asyncio.timeout(_METRICS_TIMEOUT_S):
+                response = await get(self._http, url + "/metrics")
+        except TimeoutError:
+            return None
+        return response.text if response is not None and response.status_code == 200 else None
 
     async def close(self) -> None:
         """Close the HTTP client."""

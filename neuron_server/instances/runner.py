@@ -32,7 +32,8 @@ from neuron_server.process.blocking import run_blocking
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.exit_reason import ExitKind, ExitReason, classify
-from neuron_server.process.process_table import listening_pids, read_table
+from neuron_server.process.process_table import listening_pids, read_process, read_table
+from neuron_server.process.program import run_program
 from neuron_server.process.supervisor import Launch, Supervisor
 from neuron_server.process.tcp_progress import has_moved
 from neuron_server.weights.files import FILES_TIMEOUT_S, stalled_files_error
@@ -147,6 +148,8 @@ class EngineRunner:
 
     async def _stop_engine(self) -> None:
         if self.engine is not None:
+            if stop_argv := self._current_launch().stop_argv:
+                await run_program(*stop_argv)
             stop_signal = self._harness.capabilities.stop_signal
             await self.engine.stop(stop_signal, self._settings.stop_timeout_s)
             self.engine = None
@@ -274,12 +277,30 @@ class EngineRunner:
         error = _PortTaken if reason.kind is ExitKind.PORT_TAKEN else LoadFailed
         raise error(reason.message, details={"exit": str(reason.kind)})
 
+    def _current_launch(self) -> Launch:
+        """Return the launch of the engine on its port; an empty one if its weights are gone meanwhile."""
+        try:
+            return self._launch(self._host.current(self.id).port)
+        except CortexError:
+            return Launch(argv=())
+
+    async def _find_container(self) -> None:
+        """Find the first process of the engine's container, so that memory can be attributed to it."""
+        assert self.engine is not None
+        if self.engine.container is None and (pid_argv := self._current_launch().pid_argv):
+            printed = (await run_program(*pid_argv) or "").strip()
+            if printed.isdecimal() and int(printed) > 0:
+                self.engine.container = read_process(int(printed))
+
     async def _probe(self) -> Probe:
+        await self._find_container()
         instance = self._host.current(self.id)
         probe = await self._harness.probe(instance.spec, self.url(instance.port))
         if not probe.ready:
             return probe
         assert self.engine is not None
+        if self.engine.container is not None:
+            return probe  # the port can be published by the container's runtime
         if not listening_pids(instance.port, self.engine.pids(read_table())):
             raise _PortTaken(f"a process other than the engine listens on port {instance.port}")
         return probe

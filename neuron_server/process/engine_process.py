@@ -18,6 +18,7 @@ import subprocess
 from neuron_server.process.cgroups import EngineCgroup
 from neuron_server.process.pidfd import pidfd_open, pidfd_send_signal
 from neuron_server.process.process_table import (
+    Process,
     ProcessTable,
     oom_kills,
     pids_with_marker,
@@ -47,6 +48,7 @@ class EngineProcess:
         started_ticks: start time of the leader: see `process_table.Process`.
         status: exit status as in subprocess; None while it runs, and for an adopted engine.
         oom_kills: processes of this host that the kernel's OOM killer killed while the engine ran.
+        container: the first process of its container, if it runs in one.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class EngineProcess:
         self.started_ticks = started_ticks
         self.status: int | None = None
         self.oom_kills = 0
+        self.container: Process | None = None
         self._oom_kills_before = oom_kills()
         self._marker = marker
         self._child = child
@@ -72,7 +75,14 @@ class EngineProcess:
         self._watch()
 
     def pids(self, table: ProcessTable) -> frozenset[int]:
-        """Return its live processes: those of its process tree and of its cgroup."""
+        """Return its live processes: those of its process tree, of its cgroup and of its container."""
+        pids = self._own_pids(table)
+        if self.container is not None:
+            pids |= table.remaining_tree(self.container.pid, self.container.started_ticks)
+        return pids
+
+    def _own_pids(self, table: ProcessTable) -> frozenset[int]:
+        """Return the processes that it can signal: a container's can belong to another user, and end with it."""
         tree = table.tree(self.pid)
         return tree if self._cgroup is None else tree | self._cgroup.pids()
 
@@ -97,7 +107,7 @@ class EngineProcess:
             timeout_s: seconds until it is killed.
         """
         try:
-            before = self.pids(read_table())
+            before = self._own_pids(read_table())
         except OSError:  # without descriptors the leader can still be signalled
             before = frozenset()
         if self.alive:
@@ -169,7 +179,7 @@ class EngineProcess:
             if self._cgroup is not None:
                 self._cgroup.kill()
             table = read_table()
-            remaining = self.pids(table) | pids_with_marker(table, self._marker)
+            remaining = self._own_pids(table) | pids_with_marker(table, self._marker)
             remaining |= {pid for pid, ticks in starts.items() if table.is_same(pid, ticks)}
             live = [p for p in remaining if p in table.by_pid and not table.by_pid[p].zombie]
             if not live and not self.alive:

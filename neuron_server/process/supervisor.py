@@ -70,10 +70,14 @@ class Launch:
     Attributes:
         argv: program and arguments; never a shell command.
         env: environment variables in addition to the supervisor's allow-list.
+        stop_argv: command that asks the engine to end, before its process is signalled.
+        pid_argv: command that prints the pid of an engine in a container, whose processes are not children of `argv`.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    stop_argv: tuple[str, ...] = ()
+    pid_argv: tuple[str, ...] = ()
 
 
 def engine_environment(

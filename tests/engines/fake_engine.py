@@ -87,6 +87,8 @@ def parse() -> argparse.Namespace:
         metavar="FILE",
         help="once FILE exists: remove it and crash (exit 1)",
     )
+    add("--gpu-mb", type=int, metavar="N", help="use N MiB on the GPU of `process_gpus`")
+    add("--gpu-share", type=float, metavar="S", help="use that share of the GPU, and --gpu-mb")
     add("--memory-mb", type=int, default=0, metavar="N", help="hold N MiB of resident memory")
     add("--chatty", type=int, default=0, metavar="N", help="print N lines of 100 bytes at start")
     answer = parser.add_argument_group("answers")

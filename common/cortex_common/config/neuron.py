@@ -188,6 +188,14 @@ class HarnessEntry(Section):
     {vram_share} (`vram_mb` as a fraction of the device, such as 0.895). An argument with a field that has no value is
     omitted, together with the option before it."""
 
+    stop_command: tuple[str, ...] = ()
+    """Kind "command": command that stops the engine, with the same fields, such as ["podman", "stop", "cortex-{port}"].
+    It runs before the process of `command` is signalled."""
+
+    pid_command: tuple[str, ...] = ()
+    """Kind "command": command that prints the pid of an engine that runs in a container, with the same fields, such as
+    ["podman", "inspect", "--format", "{{{{.State.Pid}}}}", "cortex-{port}"]. Memory and ports are attributed to it."""
+
     health_path: str | None = None
     """Kind "command": path that returns 200 once the engine is ready. Default: "/health"."""
 
@@ -234,7 +242,7 @@ class HarnessEntry(Section):
     """Environment variables for its engines. Kind "command": the fields of `command` are replaced here too, such as
     OLLAMA_HOST = "{host}:{port}"."""
 
-    @field_validator("command")
+    @field_validator("command", "stop_command", "pid_command")
     @classmethod
     def _check_fields(cls, command: tuple[str, ...]) -> tuple[str, ...]:
         unknown: set[str] = set()
