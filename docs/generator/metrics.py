@@ -22,6 +22,7 @@ from cortex_common.supervision import TaskFailures
 from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Metrics
 from generator.text import page, sentence, table
+from neuron_server.engine_metrics import COUNTERS, GAUGES, EngineReadings
 from neuron_server.metrics import exposition
 
 LABELS = {
@@ -99,8 +100,11 @@ def _neuron_families() -> Iterator[Metric]:
         models=(info,),
         failures=(EngineFailures(info.id, "crash", 1),),
     )
-    yield from text_string_to_metric_families(
-        exposition(
-            status, (Certificate(file="", expires_at=0.0),), (TaskFailures("", 1, "", 0.0),)
-        ).decode()
+    engine = EngineReadings(info.instance_id, info.id, dict.fromkeys((*GAUGES, *COUNTERS), 0.0))
+    text = exposition(
+        status,
+        (Certificate(file="", expires_at=0.0),),
+        (TaskFailures("", 1, "", 0.0),),
+        (engine,),
     )
+    yield from text_string_to_metric_families(text.decode())
