@@ -13,6 +13,7 @@ from typing import Protocol
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_common.log import event
 from cortex_common.schema.instances import RELAY_ERROR_HEADER
+from cortex_common.sse import EventTooLong
 from cortex_http.client import ClientRequest
 from cortex_http.downstream import Downstream
 from cortex_http.headers import Headers, content_length, lines
@@ -271,6 +272,8 @@ class Attempt:
         """End the attempt because its body can't be used, or because of a mistake in this program."""
         if isinstance(failed, CortexError):
             self.fail(failed, find_fault(failed, self._adapter.path))
+        elif isinstance(failed, EventTooLong):
+            self.fail(UpstreamFailed(f"the engine's stream: {failed}"), Fault.ENGINE)
         else:
             log.error("response_not_processed", exc_info=failed)
             error = UpstreamFailed("the gateway could not process the engine's answer; see its log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,7 +64,7 @@ def hide_secret_arguments(arguments: Sequence[str]) -> list[str]:
 def secret_values(arguments: Sequence[str], environ: Mapping[str, str]) -> frozenset[str]:
     """Return the secrets among the arguments and environment variables of an engine, which its log can repeat."""
     found = {value for name, value in environ.items() if is_secret(name)}
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, equals, value = argument.partition("=")
         if argument.startswith("-") and is_secret(_setting_name(option)):
             found.add(value if equals else following)

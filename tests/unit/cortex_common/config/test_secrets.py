@@ -142,3 +142,8 @@ def test_a_wrong_environment_variable_of_an_engine_is_not_repeated(tmp_path: Pat
     with pytest.raises(ConfigError) as raised:
         load(Catalogue, file, {})
     assert "31337" not in str(raised.value)
+
+
+def test_an_engine_without_arguments_has_no_secrets():
+    """Most engines start without any."""
+    assert secret_values([], {}) == frozenset()
