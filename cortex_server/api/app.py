@@ -16,10 +16,13 @@ from cortex_server.api.body_limit import BodyLimitMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
+from cortex_server.api.paths import PathMiddleware
 from cortex_server.api.responses import responses_router
 from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.routes import ROUTES
+
+_NOT_POST = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def create_app(
@@ -48,6 +51,8 @@ def create_app(
         access_control=lambda: context().access_control,
         error_response=errors.error_response,
     )
+    # Outside of AuthMiddleware, which looks at the path.
+    app.add_middleware(PathMiddleware)
     # Outside of AuthMiddleware: browsers send preflight requests without a key.
     app.add_middleware(CorsMiddleware, allowed_origins=lambda: context().settings.allowed_origins)
     own_routers = (
@@ -60,14 +65,14 @@ def create_app(
         # `include_router` would build each route again for the first request that passes it.
         app.router.routes.extend(router.routes)
     for route in ROUTES.values():
-        app.router.routes.append(AppRoute(route.path, _method_not_allowed, methods=["GET"]))
+        app.router.routes.append(AppRoute(route.path, _method_not_allowed, methods=_NOT_POST))
     return app
 
 
 async def _method_not_allowed(_request: Request) -> Response:
-    """Reject a GET of an inference route. Starlette rejects the other methods; a POST never gets here.
+    """Reject another method than POST, which never gets here, on an inference route.
 
     Raises:
         HTTPException: always.
     """
-    raise HTTPException(405)
+    raise HTTPException(405, headers={"Allow": "POST"})

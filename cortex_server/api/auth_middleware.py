@@ -19,7 +19,7 @@ KEY = "cortex.key"
 
 
 class AuthMiddleware:
-    """Authenticates every request except inference requests, which `ProxyRequest` authenticates and counts itself.
+    """Authenticates every request; inference requests never get here, `ProxyRequest` authenticates and counts them.
 
     Args:
         app: the application to protect.
@@ -43,20 +43,18 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         method, path = scope["method"], scope["path"]
-        inference = path.encode() in ROUTES
-        if method != "POST" or not inference:
-            client = scope.get("client")
-            headers = [(name.lower(), value) for name, value in scope["headers"]]
-            rule = rule_for(method, path)
-            caller = Caller.from_headers(dict(headers), client[0] if client else None)
-            try:
-                key = self._access_control().authorize(headers, rule.scopes, caller)
-                scope[KEY] = key
-                ACTOR.set(key.name)
-            except CortexError as error:
-                # If the base URL lacks its /v1, "lacks the scope operator" would be misleading.
-                mistyped = rule is DEFAULT_RULE and not inference
-                shown = (suggest_route(path) if mistyped else None) or error
-                await self._error_response(shown, Request(scope))(scope, receive, send)
-                return
+        client = scope.get("client")
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        rule = rule_for(method, path)
+        caller = Caller.from_headers(dict(headers), client[0] if client else None)
+        try:
+            key = self._access_control().authorize(headers, rule.scopes, caller)
+        except CortexError as error:
+            # If the base URL is wrong, "lacks the scope operator" would be misleading.
+            mistyped = rule is DEFAULT_RULE and path.encode() not in ROUTES
+            shown = (suggest_route(path) if mistyped else None) or error
+            await self._error_response(shown, Request(scope))(scope, receive, send)
+            return
+        scope[KEY] = key
+        ACTOR.set(key.name)
         await self._app(scope, receive, send)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from cortex_common.errors import BadRequest, BodyTooLarge, CortexError, NotFound, envelope_bytes
 from cortex_server.api import anthropic
 from cortex_server.api.body_limit import control_body_too_large
+from cortex_server.proxy.errors import MethodNotAllowed
 from cortex_server.proxy.headers import error_headers
 from cortex_server.proxy.routes import suggest_route
 
@@ -69,9 +70,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == BodyTooLarge.status:
         return error_response(control_body_too_large(), request)
     if error.status_code == 405:
-        return error_response(
-            BadRequest(f"{path} does not support the method {request.method}"), request, 405
-        )
+        unsupported = MethodNotAllowed(f"{path} does not support the method {request.method}")
+        response = error_response(unsupported, request)
+        response.headers["Allow"] = (error.headers or {}).get("Allow", "")
+        return response
     return error_response(BadRequest(str(error.detail)), request, error.status_code)
 
 

@@ -26,6 +26,13 @@ class RequestTimedOut(CortexError):
     status = 408
 
 
+class MethodNotAllowed(BadRequest):
+    """The route exists, but not with this method; the response's Allow header lists those that it has."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
 class HeadTooLarge(BodyTooLarge):
     """The request's head exceeds the limit."""
 

@@ -35,6 +35,7 @@ from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
 from cortex_server.proxy.accounting import count_tokens, finish, record_outcome
 from cortex_server.proxy.adapters.base import DialectAdapter
+from cortex_server.proxy.adapters.request_body import require_one_model
 from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.cold_start import ColdStart
 from cortex_server.proxy.context import ProxyContext
@@ -230,6 +231,8 @@ class ProxyRequest:
         try:
             stored = self.context.responses.of(key, head.connection)
             adapter = self.adapter = head.route.read(head, self.record.ident, body, stored)
+            if key.terms.models and not head.form:
+                require_one_model(body)
             name = adapter.name
             if len(name) > MAX_NAME_LENGTH:
                 raise model_name_too_long()

@@ -12,7 +12,7 @@ from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.request import ProxyRequest
 from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.responses_websocket import ResponsesWebSocket, open_websocket
-from cortex_server.proxy.routes import ROUTES
+from cortex_server.proxy.routes import ROUTES, canonical_path
 
 _WEBSOCKET_PATH = b"/v1/responses"
 
@@ -39,8 +39,10 @@ class InferenceRouter:
     ) -> RequestHead | None:
         """Return the head of an inference request; None for any other."""
         path, _, query = target.partition(b"?")
-        route = ROUTES.get(path)
-        if route is None or method != b"POST":
+        if method != b"POST":
+            return None
+        route = ROUTES.get(path) or ROUTES.get(canonical_path(path.decode("latin-1")).encode())
+        if route is None:
             return None
         return RequestHead.from_headers(route, query, headers, peer)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from cortex_common.errors import NotFound
 from cortex_server.proxy.adapters.base import DialectAdapter, anthropic_error
 from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
 from cortex_server.proxy.adapters.messages import MessagesAdapter
 from cortex_server.proxy.adapters.openai import OpenAiAdapter
-from cortex_server.proxy.adapters.request_body import read_fields, read_form
+from cortex_server.proxy.adapters.request_body import read_form, read_json
 from cortex_server.proxy.adapters.responses import (
     CompactAdapter,
     InputTokensAdapter,
@@ -26,7 +28,8 @@ def _openai(head: RequestHead, ident: bytes, body: bytes, _stored: OwnResponses)
         content_type = head.headers.get(b"content-type", b"")
         form = read_form(body, content_type, head.model_in_query)
         return OpenAiAdapter(path, form.body, form.fields, ident, form.replace_model)
-    return OpenAiAdapter(path, body, read_fields(body, head.model_in_query), ident)
+    body, fields = read_json(body, head.model_in_query)
+    return OpenAiAdapter(path, body, fields, ident)
 
 
 _BOTH_IDS = b"x-request-id: ?\r\nrequest-id: ?\r\n"
@@ -75,8 +78,31 @@ ROUTES: dict[bytes, Route] = {
     )
 }
 
+_MODELS = "/v1/models"
+
+_PATHS = frozenset({_MODELS, *map(bytes.decode, ROUTES)})
+
+_SLASHES = re.compile(r"/{2,}")
+
+
+def canonical_path(path: str) -> str:
+    """Return the path that a client with another base URL means: with or without /v1, with doubled or trailing slashes.
+
+    Args:
+        path: Any path; one that means none of these routes is returned unchanged.
+    """
+    plain = _SLASHES.sub("/", path).rstrip("/")
+    unversioned = plain.removeprefix("/v1")
+    for meant in (plain, f"/v1{plain}", unversioned):
+        if meant in _PATHS:
+            return meant
+        if meant.startswith(f"{_MODELS}/"):
+            return meant
+    return path
+
+
 _TAILS = sorted(
-    ((path.removeprefix("/v1"), path) for path in ("/v1/models", *map(bytes.decode, ROUTES))),
+    ((path.removeprefix("/v1"), path) for path in _PATHS),
     key=lambda pair: -len(pair[0]),
 )
 

@@ -179,37 +179,53 @@ async def test_a_key_for_an_alias_lists_the_model_under_that_alias():
         assert found == {"gpt": 200, "mini": 404, "org/m": 404}
 
 
-@pytest.mark.parametrize(
-    ("path", "suggested"),
-    [
-        ("/chat/completions", CHAT),
-        ("//v1/chat/completions", CHAT),
-        ("/v1/v1/messages", "/v1/messages"),
-        ("/v1/chat/completions/chat/completions", CHAT),
-        ("/models", "/v1/models"),
-    ],
-)
-async def test_a_wrong_base_url_gets_a_suggestion(path: str, suggested: str):
-    """A missing or repeated /v1 is reported as such, not as a missing scope."""
+async def test_a_path_of_another_base_url_works():
+    """Without /v1, with two of them, and with doubled or trailing slashes; the same key is required, no redirect."""
+    post = [
+        "/chat/completions",
+        "//v1/chat/completions",
+        f"{CHAT}/",
+        "/v1/v1/messages",
+        "/messages",
+    ]
+    get = ["/models", "//models", "/v1/models/", "/v1//models", "/v1/v1/models"]
+    async with (
+        running_gateway(keys=(key("good"),)) as served,
+        httpx.AsyncClient(base_url=served.url) as http,
+    ):
+        headers = {"authorization": "Bearer good"}
+        for method, paths, status in (("POST", post, 400), ("GET", get, 200)):
+            for path in paths:
+                url = f"{served.url}{path}"
+                found = await http.request(method, url, headers=headers)
+                refused = await http.request(method, url)
+                assert (found.status_code, refused.status_code) == (status, 401), path
+
+
+async def test_a_wrong_base_url_gets_a_suggestion():
+    """What can't be meant otherwise is reported as such, not as a missing scope."""
     async with (
         running_gateway(keys=(key("good"),)) as served,
         httpx.AsyncClient() as http,
     ):
-        answer = await http.post(f"{served.url}{path}", headers={"authorization": "Bearer good"})
+        url = f"{served.url}{CHAT}/chat/completions"
+        answer = await http.post(url, headers={"authorization": "Bearer good"})
         assert answer.status_code == 404
-        assert f"did you mean {suggested}?" in answer.json()["error"]["message"]
+        assert f"did you mean {CHAT}?" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("method", "suggested"), [("POST", CHAT), ("GET", "/v1/models")])
-async def test_a_trailing_slash_is_never_redirected(method: str, suggested: str):
-    """Behind a reverse proxy that terminates TLS, a redirect would have the wrong scheme."""
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", [CHAT, "/chat/completions/", "/v1/messages", "/rerank"])
+async def test_another_method_is_rejected_with_allow(method: str, path: str):
+    """RFC 9110, 15.5.6: a 405 says which methods are allowed."""
     async with (
         running_gateway(keys=(key("good"),)) as served,
         httpx.AsyncClient(headers={"authorization": "Bearer good"}) as http,
     ):
-        answer = await http.request(method, f"{served.url}{suggested}/")
-        assert answer.status_code == 404
-        assert f"did you mean {suggested}?" in answer.json()["error"]["message"]
+        answer = await http.request(method, f"{served.url}{path}")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        other = await http.request("DELETE", f"{served.url}/v1/models")
+        assert (other.status_code, "GET" in other.headers["allow"]) == (405, True)
 
 
 async def test_an_api_request_to_the_metrics_listener_gets_a_hint() -> None:

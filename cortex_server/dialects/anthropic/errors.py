@@ -20,6 +20,7 @@ _STATUS_AND_TYPE: dict[int, tuple[int, str]] = {
     402: (402, "billing_error"),
     403: (403, "permission_error"),
     404: (404, "not_found_error"),
+    405: (405, "invalid_request_error"),
     409: (400, "invalid_request_error"),
     413: (413, "request_too_large"),
     429: (429, "rate_limit_error"),

@@ -6,6 +6,8 @@ json.loads takes ten times as long.
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -55,20 +57,36 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
-def read_fields(body: bytes, default_model: str | None = None) -> BodyFields:
-    """Read the fields of a JSON body.
+_SPELLINGS = [
+    "".join(letters)
+    for letters in itertools.product(*zip("model", "MODEL", strict=True))
+    if "".join(letters) != "model"
+]
 
-    Args:
-        body: The request's body.
-        default_model: Model named in the query string, for a body that names none.
+_decode_strictly = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "StrictBodyFields",
+        [
+            (f"spelling_{number}", None, msgspec.field(default=None, name=spelling))
+            for number, spelling in enumerate(_SPELLINGS)
+        ],
+        bases=(BodyFields,),
+        frozen=True,
+    )
+).decode
+"""Reads the same fields, and rejects `model` in capitals: Go servers, such as Ollama, read `MODEL` as `model`, so that
+another model would be used than the one that was checked."""
+
+
+def read_fields(body: bytes) -> BodyFields:
+    """Read the fields of a JSON body; the model may be missing.
 
     Raises:
         MalformedBody: It is not a JSON object.
-        MissingModel: `model` is missing or empty.
-        BadRequest: One of the fields has the wrong type.
+        BadRequest: One of the fields has the wrong type, or `model` is spelled in capitals.
     """
     try:
-        fields = _decode_fields(body)
+        fields = _decode_strictly(body)
     except msgspec.ValidationError as failed:
         raise _wrong_type(str(failed)) from failed
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
@@ -77,11 +95,55 @@ def read_fields(body: bytes, default_model: str | None = None) -> BodyFields:
                 "the body is empty", hints=["send a JSON object with at least `model`"]
             ) from failed
         raise MalformedBody(f"the body is not valid JSON: {failed}") from failed
+    assert isinstance(fields, BodyFields)
+    return fields
+
+
+def read_json(body: bytes, default_model: str | None = None) -> tuple[bytes, BodyFields]:
+    """Return a JSON body that names its model, and its fields.
+
+    Args:
+        body: The request's body.
+        default_model: Model named in the query string, for a body that names none; it is added to the body.
+
+    Raises:
+        MissingModel: `model` is missing or empty.
+        BadRequest: See `read_fields`.
+    """
+    fields = read_fields(body)
     if fields.model:
-        return fields
-    if default_model:
-        return msgspec.structs.replace(fields, model=default_model)
-    raise missing_model()
+        return body, fields
+    if not default_model:
+        raise missing_model()
+    name = msgspec.Raw(msgspec.json.encode(default_model))
+    body = msgspec.json.encode(_decode_raw(body) | {"model": name})
+    return body, msgspec.structs.replace(fields, model=default_model)
+
+
+_KEY = b'"model"'
+_ESCAPED_KEY = re.compile(rb"\\u00(?:6[dDfF45cC])")
+"""One of the letters of `model`, escaped."""
+
+
+def require_one_model(body: bytes) -> None:
+    """Check that a JSON body has only one `model`: engines differ in which of two they use.
+
+    Raises:
+        BadRequest: It has several.
+    """
+    if body.count(_KEY) < 2 and _ESCAPED_KEY.search(body) is None:
+        return
+    names: list[str] = []
+
+    def keep_names(pairs: list[tuple[str, object]]) -> None:
+        names[:] = [name for name, _ in pairs]  # those of the outermost object come last
+
+    try:
+        json.loads(body, object_pairs_hook=keep_names)
+    except (ValueError, RecursionError) as failed:
+        raise MalformedBody(f"the body is not valid JSON: {failed}") from failed
+    if names.count("model") > 1:
+        raise BadRequest("the body has several `model` fields", param="model")
 
 
 def missing_model() -> MissingModel:
@@ -95,6 +157,8 @@ def missing_model() -> MissingModel:
 
 def _wrong_type(message: str) -> BadRequest:
     what, field = parse_validation_error(message)
+    if field in _SPELLINGS:
+        return BadRequest(f"the body has a field `{field}`; write it `model`", param=field)
     if field.split(".")[0] in BodyFields.__struct_fields__:
         return BadRequest(f"`{field}`: {what}", param=field)
     return MalformedBody(f"the body must be a JSON object: {message}")

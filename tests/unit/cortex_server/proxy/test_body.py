@@ -14,6 +14,8 @@ from cortex_server.proxy.adapters.request_body import (
     as_stream,
     read_fields,
     read_form,
+    read_json,
+    require_one_model,
     with_model,
     with_usage,
 )
@@ -64,7 +66,7 @@ def test_any_bytes_give_a_head_or_a_client_error(body):
         assert read_fields(body).name
 
 
-@pytest.mark.parametrize("body", [b'{"model":null}', b'{"model":[]}', b'{"model":"a","stream":1}'])
+@pytest.mark.parametrize("body", [b'{"model":[]}', b'{"model":"a","stream":1}'])
 def test_a_field_of_the_wrong_type_is_named(body):
     """The error says which field is at fault."""
     with pytest.raises(CortexError) as caught:
@@ -122,5 +124,41 @@ def test_a_form_that_is_ambiguous_or_malformed_is_refused(body):
 
 def test_a_model_in_the_query_serves_where_the_body_names_none():
     """The body's own comes first."""
-    assert read_fields(b'{"input":"x"}', "q").name == "q"
-    assert read_fields(b'{"model":"b"}', "q").name == "b"
+    body, fields = read_json(b'{"input":"x"}', "q")
+    assert (json.loads(body), fields.name) == ({"input": "x", "model": "q"}, "q")
+    assert read_json(b'{"model":"b"}', "q")[1].name == "b"
+
+
+@pytest.mark.parametrize("key", ["MODEL", "Model", "modeL", "M\\u006fDEL"])
+def test_other_spellings_of_model_are_rejected(key):
+    """Go servers take them for `model`, so that another model would be used than the one that was checked."""
+    with pytest.raises(BadRequest, match="write it `model`"):
+        read_fields(b'{"model":"a","%b":"b"}' % key.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","model":"b"}',
+        b'{"model":"a","x":{"model":1},"model":"a"}',
+        b'{"\\u006dodel":"a","model":"b"}',
+        b'{"mo\\u0064el":"a","x":[{"y":1}],"mode\\u006C":"b"}',
+    ],
+)
+def test_two_models_are_rejected(body):
+    """Engines differ in which of them they use."""
+    with pytest.raises(BadRequest, match="several `model`"):
+        require_one_model(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a"}',
+        b'{"model":"a","x":{"model":"b"},"y":[{"model":"c"}]}',
+        b'{"model":"a","messages":[{"content":"\\u006d \\"model\\": 1"}]}',
+    ],
+)
+def test_a_model_deeper_inside_is_not_the_requests(body):
+    """Tools and texts can contain the word."""
+    require_one_model(body)
