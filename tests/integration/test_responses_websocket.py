@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -235,6 +236,43 @@ async def test_message_that_is_too_large_closes_the_connection() -> None:
                 with pytest.raises(ConnectionClosed) as closed:
                     await socket.recv()
                 assert closed.value.rcvd.code == code
+
+
+async def test_stopping_gateway_closes_idle_connections() -> None:
+    """With the code for servers that go away."""
+    async with contextlib.AsyncExitStack() as stack:
+        rig = await stack.enter_async_context(running_proxy({}))
+        socket = await stack.enter_async_context(_open(rig))
+        closing = asyncio.create_task(socket.recv())
+        rig.server.should_exit = True
+        with pytest.raises(ConnectionClosed) as closed:
+            await closing
+    assert closed.value.rcvd.code == 1001
+
+
+async def test_stopping_gateway_finishes_a_response() -> None:
+    """And closes the connection after it, with what is queued behind it."""
+    go = asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await go.wait()
+        await stream_response(HELLO_STREAM)(call)
+
+    async with contextlib.AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(scripted_engine(wait))
+        rig = await stack.enter_async_context(running_proxy({"m": engine.url}))
+        socket = await stack.enter_async_context(_open(rig))
+        await _create(socket)
+        await _create(socket)
+        await engine.call(0)
+        rig.server.should_exit = True
+        while any(server.is_serving() for server in rig.server.servers):
+            await asyncio.sleep(0.01)
+        go.set()
+        assert (await _turn(socket))[-1]["type"] == "response.completed"
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd.code == 1001
 
 
 async def test_other_paths_have_no_websocket() -> None:

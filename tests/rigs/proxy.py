@@ -92,6 +92,7 @@ class ProxyRig:
 
     Attributes:
         port: port of the API.
+        server: its server.
     """
 
     fleet: Fleet
@@ -100,6 +101,7 @@ class ProxyRig:
     loads: ScriptedLoads | None = None
     inflight: InflightRequests | None = None
     port: int = 0
+    server: uvicorn.Server | None = None
 
     @property
     def url(self) -> str:
@@ -162,6 +164,7 @@ async def running_proxy(
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
+    rig.server = server
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
     serving = asyncio.create_task(server.serve())
     silence = asyncio.create_task(watch_timeouts(rig.inflight.requests))

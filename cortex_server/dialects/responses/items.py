@@ -79,10 +79,19 @@ _files = msgspec.json.Decoder(FileInput)
 _compactions = msgspec.json.Decoder(CompactionInput)
 
 _IGNORED_TYPES = {
+    "additional_tools",
+    "code_interpreter_call",
+    "file_search_call",
+    "image_generation_call",
     "mcp_approval_request",
     "mcp_approval_response",
-    "additional_tools",
+    "mcp_call",
+    "mcp_list_tools",
+    "tool_search_call",
+    "tool_search_output",
+    "web_search_call",
 }
+"""Items about tools that OpenAI ran: what they found is in the answer after them."""
 
 
 class InputTranslator:
@@ -144,7 +153,7 @@ class InputTranslator:
             case "compaction":
                 content = decode(_compactions, item, path).encrypted_content
                 self._add_summary(decode_summary(content, path))
-            case _ if _is_ignored(item_type):
+            case _ if item_type in _IGNORED_TYPES:
                 self._dropped.append(f"{path}: {item_type}")
             case _:
                 raise BadRequest(
@@ -195,13 +204,6 @@ class InputTranslator:
         if self._outputs:
             self._conversation.add_tool_outputs(self._outputs)
             self._outputs = []
-
-
-def _is_ignored(item_type: str) -> bool:
-    """Return whether items of this type are about tools that OpenAI runs, or carry nothing for the model."""
-    return (
-        item_type.endswith(("_call", "_call_output", "_list_tools")) or item_type in _IGNORED_TYPES
-    )
 
 
 def _translate_content(content: str | list[Raw] | None, path: str) -> list[Part]:

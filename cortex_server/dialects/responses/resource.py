@@ -215,9 +215,9 @@ def new_response(
     )
 
 
-def to_usage(usage: Usage | None) -> ResponsesUsage:
-    """Translate an engine's usage; all counts are zero if it reported none."""
-    usage = usage or Usage()
+def to_usage(usage: Usage | None, prompt_tokens: int = 0) -> ResponsesUsage:
+    """Translate an engine's usage; if it reported none, the input is an estimate and the output is zero."""
+    usage = usage or Usage(prompt_tokens=prompt_tokens)
     return ResponsesUsage(
         input_tokens=usage.prompt,
         input_tokens_details=InputTokensDetails(usage.cached),

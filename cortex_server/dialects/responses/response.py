@@ -44,6 +44,7 @@ def to_response(
     only_first_call: bool = False,
     tool_names: Mapping[str, ToolName] | None = None,
     now: Callable[[], float],
+    prompt_tokens: int = 0,
 ) -> Response:
     """Complete a response with an unstreamed chat completion.
 
@@ -54,6 +55,7 @@ def to_response(
         only_first_call: see `TranslatedRequest`.
         tool_names: see `TranslatedRequest`.
         now: returns Unix seconds.
+        prompt_tokens: an estimate, for engines that report no usage.
 
     Raises:
         CortexError: the body is an error of the engine, or not a chat completion.
@@ -67,7 +69,7 @@ def to_response(
         suffix = f"{response.item_prefix}_{len(output)}"
         output.append(_tool_call(call, suffix, ids, tool_names or {}))
     response.output = output
-    response.usage = to_usage(usage)
+    response.usage = to_usage(usage, prompt_tokens)
     finish(response, choice.finish_reason, now())
     if response.status == "incomplete" and output:
         output[-1].status = "incomplete"

@@ -69,6 +69,7 @@ class ResponsesStreamWriter(StreamWriter):
         only_first_call: bool = False,
         tool_names: Mapping[str, ToolName] | None = None,
         now: Callable[[], float],
+        prompt_tokens: int = 0,
         on_complete: Callable[[Response], None] = lambda _: None,
     ) -> None:
         """Start a stream.
@@ -79,6 +80,7 @@ class ResponsesStreamWriter(StreamWriter):
             only_first_call: see `TranslatedRequest`.
             tool_names: see `TranslatedRequest`.
             now: returns Unix seconds.
+            prompt_tokens: an estimate, for engines that report no usage.
             on_complete: called with a complete response.
         """
         super().__init__(only_first_call=only_first_call)
@@ -86,6 +88,7 @@ class ResponsesStreamWriter(StreamWriter):
         self._tool_names = tool_names or {}
         self._ids = ToolCallIds(call_ids, response.id, "call")
         self._now = now
+        self._prompt_tokens = prompt_tokens
         self._on_complete = on_complete
         self._open_item: Item | None = None
         self._texts: list[str] = []
@@ -133,7 +136,7 @@ class ResponsesStreamWriter(StreamWriter):
         reader, response = self._reader, self.response
         finish(response, reader.finish_reason, self._now())
         self._finish_item("completed" if response.status == "completed" else "incomplete")
-        response.usage = to_usage(reader.usage)
+        response.usage = to_usage(reader.usage, self._prompt_tokens)
         self._write_response(f"response.{response.status}")
         self._on_complete(response)
 

@@ -79,6 +79,7 @@ class ResponsesAdapter(TranslatingAdapter):
             only_first_call=translated.only_first_call,
             tool_names=translated.tool_names,
             now=time.time,
+            prompt_tokens=tokens.estimate(translated.body),
             on_complete=self._store,
         )
 
@@ -92,6 +93,7 @@ class ResponsesAdapter(TranslatingAdapter):
                 only_first_call=translated.only_first_call,
                 tool_names=translated.tool_names,
                 now=time.time,
+                prompt_tokens=tokens.estimate(translated.body),
             )
             self._store(response)
             return msgspec.json.encode(response)

@@ -476,6 +476,13 @@ def test_request_without_a_model_is_rejected() -> None:
         parse_request(b'{"input":"hi"}')
 
 
+@pytest.mark.parametrize("item_type", ["local_shell_call_output", "shell_call", "robot_call"])
+def test_items_with_content_for_the_model_are_not_dropped(item_type: str) -> None:
+    """Results of tools that the client ran, and unknown items, are rejected by their type."""
+    with pytest.raises(BadRequest, match=item_type):
+        _messages(_message_item("user", "hi"), {"type": item_type, "call_id": "c"})
+
+
 def test_items_of_openai_tools_are_dropped() -> None:
     """They mean nothing to a local model, and are recorded for the log."""
     found = _translate(input=[{"type": "web_search_call", "id": "w"}, _message_item("user", "hi")])
@@ -555,6 +562,14 @@ def test_custom_tool_call_has_its_input_as_text(arguments: str, text: str) -> No
     names = {"apply_patch": ToolName("apply_patch", custom=True)}
     (item,) = _response({"tool_calls": [call]}, tool_names=names)["output"]
     assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "apply_patch", text)
+
+
+def test_estimate_takes_the_place_of_missing_usage() -> None:
+    """The output is not known."""
+    body = json.dumps({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]})
+    response = to_response(body.encode(), response_in_progress(), now=lambda: 9, prompt_tokens=42)
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.total_tokens) == (42, 42)
 
 
 def test_truncated_response_is_incomplete() -> None:

@@ -24,6 +24,7 @@ from published_schemas import (
 )
 
 from cortex_common.errors import UpstreamFailed
+from cortex_server.dialects.chat import ToolName
 from cortex_server.dialects.responses.response import to_response
 from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 
@@ -76,6 +77,16 @@ def _failed_stream() -> list[tuple[str, dict[str, Any]]]:
     return [(event.name, json.loads(event.data)) for event in events]
 
 
+def _custom_call_stream() -> list[tuple[str, dict[str, Any]]]:
+    names = {"f": ToolName("f", custom=True)}
+    writer = ResponsesStreamWriter(response_in_progress(), tool_names=names, now=lambda: 9)
+    call = chunk(call_delta(0, '{"input":"*** Begin Patch"}', call_id="a", name="f"))
+    engine = sse_stream(call, chunk(finish="tool_calls"), usage_chunk())
+    events = parse_events(run_translator(writer.feed, writer.end, engine))
+    assert events[-1].name == "response.completed"
+    return [(event.name, json.loads(event.data)) for event in events]
+
+
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
@@ -119,7 +130,7 @@ def test_whole_response_matches_open_responses(parameters: dict[str, Any]) -> No
 def test_events_match_the_document_of_openai() -> None:
     """Also with all parameters, and in a failure."""
     schema = openai_document("ResponseStreamEvent")
-    for _, event in [*_stream(_ANSWER, _REQUESTS[1]), *_failed_stream()]:
+    for _, event in [*_stream(_ANSWER, _REQUESTS[1]), *_custom_call_stream(), *_failed_stream()]:
         assert violations(schema, _without_nulls(event)) == []
 
 
