@@ -119,12 +119,19 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool = True
 
 
+class ThinkingSwitch(Struct, frozen=True):
+    """`thinking` of the APIs of DeepSeek and Moonshot."""
+
+    type: Literal["enabled", "disabled"]
+
+
 class ChatRequest(Struct):
     """The body of POST /v1/chat/completions; UNSET fields are not sent."""
 
     model: str
     messages: list[Message]
     max_tokens: int | UnsetType = UNSET
+    max_completion_tokens: int | UnsetType = UNSET
     temperature: float | UnsetType = UNSET
     top_p: float | UnsetType = UNSET
     top_k: int | UnsetType = UNSET
@@ -138,6 +145,7 @@ class ChatRequest(Struct):
     reasoning_effort: str | UnsetType = UNSET
     enable_thinking: bool | UnsetType = UNSET
     thinking_budget_tokens: int | UnsetType = UNSET
+    thinking: ThinkingSwitch | UnsetType = UNSET
     continue_final_message: bool | UnsetType = UNSET
     add_generation_prompt: bool | UnsetType = UNSET
     stream: bool | UnsetType = UNSET

@@ -1,14 +1,35 @@
-"""Request options that engines spell differently: a forced tool, and how much to think."""
+"""Request options that engines spell differently: a forced tool, how much to think, and the length of the response."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.schema.engine_traits import EngineTraits
-from cortex_server.dialects.chat import ChatRequest, FunctionName, Tool, ToolChoice
+from cortex_server.dialects.chat import (
+    ChatRequest,
+    FunctionName,
+    ThinkingSwitch,
+    Tool,
+    ToolChoice,
+)
+
+_NO_REASONING = "(not shown)"
+
+_REASONING_MODEL = re.compile(
+    r"(?:.*/)?(?:(?P<o>o[1-9])(?:-.*)?|gpt-(?P<gpt>[5-9](?:\.\d+)?)(?!-chat)(?:-.*)?)"
+)
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_EFFORTS_BY_FAMILY = {
+    "o": ("low", "medium", "high"),
+    "5": ("minimal", "low", "medium", "high"),
+    "5.1": ("none", "low", "medium", "high"),
+}
+_LATEST_EFFORTS = ("none", "low", "medium", "high", "xhigh")
+"""`reasoning_effort` of GPT-5.2 and later."""
 
 
 class _Named(Struct):
@@ -74,7 +95,42 @@ class ThinkingOptions:
     effort: str | None = None
 
 
-def apply_thinking(chat: ChatRequest, options: ThinkingOptions, traits: EngineTraits) -> None:
+def apply_options(chat: ChatRequest, options: ThinkingOptions, traits: EngineTraits) -> list[str]:
+    """Word a translated request for its engine; return the fields that had to be left out, for the log."""
+    if traits.thinking_type:
+        _apply_thinking_type(chat, options)
+    else:
+        _apply_thinking(chat, options, traits)
+    dropped = [] if traits.top_k else _drop(chat, "top_k")
+    if traits.openai_reasoning_models and is_openai_reasoning_model(chat.model):
+        dropped += _adapt_to_openai_reasoning(chat)
+    if traits.requires_reasoning:
+        _add_missing_reasoning(chat)
+    return dropped
+
+
+def _drop(chat: ChatRequest, *names: str) -> list[str]:
+    dropped = [name for name in names if getattr(chat, name) is not UNSET]
+    for name in dropped:
+        setattr(chat, name, UNSET)
+    return [f"{name}: the engine rejects it" for name in dropped]
+
+
+def _add_missing_reasoning(chat: ChatRequest) -> None:
+    """Give each turn with tool calls a reasoning; clients that show none don't send it back."""
+    for message in chat.messages:
+        if message.tool_calls is not UNSET and message.reasoning_content is UNSET:
+            message.reasoning_content = _NO_REASONING
+
+
+def _apply_thinking_type(chat: ChatRequest, options: ThinkingOptions) -> None:
+    if options.enabled is False or options.effort == "none":
+        chat.thinking = ThinkingSwitch("disabled")
+    elif options.enabled or options.effort is not None:
+        chat.thinking = ThinkingSwitch("enabled")
+
+
+def _apply_thinking(chat: ChatRequest, options: ThinkingOptions, traits: EngineTraits) -> None:
     """Set the thinking fields that the engine supports.
 
     At most one of `enable_thinking` and `reasoning_effort` is set, because engines reject contradictions.
@@ -101,3 +157,27 @@ def _nearest_effort(budget_tokens: int) -> str:
     if budget_tokens < 4096:
         return "low"
     return "medium" if budget_tokens < 16384 else "high"
+
+
+def is_openai_reasoning_model(model: str) -> bool:
+    """Return whether a name is that of one of OpenAI's reasoning models: the o series, and GPT-5 and later."""
+    return _REASONING_MODEL.fullmatch(model) is not None
+
+
+def _adapt_to_openai_reasoning(chat: ChatRequest) -> list[str]:
+    chat.max_completion_tokens, chat.max_tokens = chat.max_tokens, UNSET
+    if isinstance(chat.reasoning_effort, str):
+        chat.reasoning_effort = _known_effort(chat.model, chat.reasoning_effort)
+    return _drop(chat, "temperature", "top_p")
+
+
+def _known_effort(model: str, effort: str) -> str | UnsetType:
+    """Return the effort closest to the requested one among those that the model knows."""
+    match = _REASONING_MODEL.fullmatch(model)
+    assert match is not None
+    known = _EFFORTS_BY_FAMILY.get(match["gpt"] or "o", _LATEST_EFFORTS)
+    requested = "xhigh" if effort == "max" else effort
+    if requested not in _EFFORTS:
+        return UNSET
+    position = _EFFORTS.index(requested)
+    return min(known, key=lambda name: abs(_EFFORTS.index(name) - position))

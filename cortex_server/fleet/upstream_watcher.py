@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import httpx
@@ -18,7 +18,7 @@ from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.schema.bounds import MAX_INT, MAX_NAME_LENGTH
-from cortex_common.schema.engine_traits import UPSTREAM_TRAITS
+from cortex_common.schema.engine_traits import UPSTREAM_TRAITS, detect_engine
 from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
 from cortex_common.schema.instances import (
     MAX_NODE_MODELS,
@@ -49,11 +49,13 @@ class ListedModel(msgspec.Struct, frozen=True):
         id: the model's name.
         max_model_len: tokens a request may use, as vLLM reports it.
         context_length: the same, as cortex and others report it.
+        owned_by: who made it, or the server itself.
     """
 
     id: str
     max_model_len: float | None = None
     context_length: float | None = None
+    owned_by: msgspec.Raw = msgspec.Raw()
 
     @property
     def context(self) -> int | None:
@@ -170,12 +172,17 @@ class UpstreamWatcher:
             trust_env=False,
         ) as http:
             path = f"{entry.api_path}/models"
-            fleet.update_discovery(entry.name, _discovery(entry, http.base_url.host))
+            undetected = with_engine(entry, ())
+            engine = undetected.engine
+            fleet.update_discovery(entry.name, _discovery(undetected, http.base_url.host))
             while True:
                 try:
                     body = await _list(http, path)
                     # In a thread: a long list takes longer than the event loop should be blocked.
-                    models = await asyncio.to_thread(_offered, entry, body, path)
+                    detected, models = await asyncio.to_thread(_offered, entry, body, path)
+                    if detected.engine != engine:
+                        engine = detected.engine
+                        fleet.update_discovery(entry.name, _discovery(detected, http.base_url.host))
                     health = Health(uptime_secs=0.0)
                     fleet.update_status(entry.name, NodeStatus(health=health, models=models))
                     failures = 0
@@ -204,8 +211,22 @@ def _discovery(entry: UpstreamEntry, host: str) -> Discovery:
     )
 
 
-def _offered(entry: UpstreamEntry, body: bytes | None, path: str) -> tuple[ModelInfo, ...]:
-    return instances(entry, None if body is None else parse_model_list(body, path))
+def _offered(
+    entry: UpstreamEntry, body: bytes | None, path: str
+) -> tuple[UpstreamEntry, tuple[ModelInfo, ...]]:
+    """Return the entry with the engine that the listing shows, and what it offers."""
+    listed = None if body is None else parse_model_list(body, path)
+    detected = with_engine(entry, listed or ())
+    return detected, instances(detected, listed)
+
+
+def with_engine(entry: UpstreamEntry, listed: Sequence[ListedModel]) -> UpstreamEntry:
+    """Return the entry of an upstream with its engine, detected from its models if it is not configured."""
+    if entry.engine != "auto":
+        return entry
+    owners = {bytes(model.owned_by).decode("utf-8", "replace").strip('"') for model in listed}
+    engine = detect_engine(owners, {model.id for model in listed})
+    return entry.model_copy(update={"engine": engine})
 
 
 async def _list(http: httpx.AsyncClient, path: str) -> bytes | None:

@@ -187,8 +187,19 @@ class UpstreamEntry(Section):
     ca: Path | None = None
     """PEM file of certificate authorities that the server's certificate is verified against. Default: the system's."""
 
-    engine: Literal["openai", "llamacpp", "mistralrs", "vllm", "sglang", "cortex"] = "openai"
-    """Kind of server, which determines how requests are adapted for it."""
+    engine: Literal[
+        "auto",
+        "openai",
+        "llamacpp",
+        "mistralrs",
+        "vllm",
+        "sglang",
+        "cortex",
+        "deepseek",
+        "moonshot",
+    ] = "auto"
+    """Kind of server, which determines how requests are adapted for it. "auto" detects it from the models that the
+    server lists; a server of another kind is treated like OpenAI's."""
 
     models: tuple[str, ...] = ()
     """Models to offer; names with `*` or `?` are patterns. Default: all that the server lists. For a server without

@@ -4,13 +4,15 @@ A neuron reports the traits of each harness in GET /discovery, and the gateway a
 of an engine that both a harness and an external upstream (`engine` of [[upstreams]]) can name are defined here; any
 other harness defines its own.
 
+The engine of an upstream is detected by who owns the models that it lists, unless it is configured.
+
 Sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`, and the `entrypoints` of
 vLLM 0.32 and SGLang 0.5.23.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import Field
 
@@ -35,6 +37,11 @@ class EngineTraits(WireModel):
             llama.cpp repeats the prefilled text before continuing it.
         effort_names: the engine's spelling of `reasoning_effort` values that it names differently. "none" means no
             thinking.
+        top_k: accepts `top_k`, which is not part of OpenAI's API.
+        openai_reasoning_models: serves OpenAI's reasoning models under OpenAI's names. They reject `max_tokens`,
+            temperature, top_p and some values of `reasoning_effort`.
+        thinking_type: accepts `thinking: {"type": "enabled" | "disabled"}`, and no `reasoning_effort`.
+        requires_reasoning: rejects an assistant message with tool calls but without `reasoning_content`.
     """
 
     named_tool_choice: bool = True
@@ -46,10 +53,15 @@ class EngineTraits(WireModel):
     count_tokens: bool = False
     continue_final_message: bool = False
     effort_names: Mapping[str, str] = Field(default_factory=dict)
+    top_k: bool = False
+    openai_reasoning_models: bool = False
+    thinking_type: bool = False
+    requires_reasoning: bool = False
 
 
-OPENAI = EngineTraits()
+OPENAI = EngineTraits(openai_reasoning_models=True)
 LLAMACPP = EngineTraits(
+    top_k=True,
     named_tool_choice=False,
     reasoning_content=True,
     thinking_budget_tokens=True,
@@ -57,16 +69,22 @@ LLAMACPP = EngineTraits(
     continue_final_message=True,
 )
 MISTRALRS = EngineTraits(
+    top_k=True,
     parallel_tool_calls=False,
     enable_thinking=True,
     cancels_unstreamed=False,
     count_tokens=True,
     effort_names={"max": "xhigh", "minimal": "low", "none": "off"},
 )
-VLLM = EngineTraits(reasoning_content=True, count_tokens=True, continue_final_message=True)
+VLLM = EngineTraits(
+    reasoning_content=True, count_tokens=True, continue_final_message=True, top_k=True
+)
 SGLANG = VLLM
-CORTEX = EngineTraits(reasoning_content=True, count_tokens=True, continue_final_message=True)
+CORTEX = VLLM
 """Another cortex gateway, which adapts requests to its own engines."""
+DEEPSEEK = EngineTraits(reasoning_content=True, thinking_type=True, requires_reasoning=True)
+MOONSHOT = DEEPSEEK
+"""The API of Moonshot AI, which serves Kimi."""
 
 UPSTREAM_TRAITS: Mapping[str, EngineTraits] = {
     "openai": OPENAI,
@@ -75,5 +93,21 @@ UPSTREAM_TRAITS: Mapping[str, EngineTraits] = {
     "vllm": VLLM,
     "sglang": SGLANG,
     "cortex": CORTEX,
+    "deepseek": DEEPSEEK,
+    "moonshot": MOONSHOT,
 }
 """Traits of external upstreams, by `engine` of [[upstreams]]."""
+
+
+def detect_engine(owners: Collection[str], models: Collection[str]) -> str:
+    """Return the engine of an upstream, "openai" if it can't be told.
+
+    Args:
+        owners: `owned_by` of the models that it lists.
+        models: their names. mistral.rs owns its models "local", as other servers do, but always lists "default" too.
+    """
+    known = {owner.lower() for owner in owners}
+    if known == {"local"} and "default" in models:
+        return "mistralrs"
+    found = known & UPSTREAM_TRAITS.keys()
+    return found.pop() if len(known) == 1 and found else "openai"

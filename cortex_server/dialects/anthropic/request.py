@@ -33,7 +33,7 @@ from cortex_server.dialects.chat import (
     unset_if_none,
 )
 from cortex_server.dialects.conversation import Conversation, ToolOutput
-from cortex_server.dialects.engine_options import ThinkingOptions, apply_thinking
+from cortex_server.dialects.engine_options import ThinkingOptions, apply_options
 from cortex_server.dialects.json_input import decode, decode_body
 
 _BILLING_HEADER = "x-anthropic-billing-header:"
@@ -181,7 +181,7 @@ def to_chat(
         stream=True if stream else UNSET,
         stream_options=StreamOptions() if stream else UNSET,
     )
-    apply_thinking(chat, _thinking_options(request), traits)
+    dropped += apply_options(chat, _thinking_options(request), traits)
     if traits.continue_final_message and _is_prefill(messages[-1]):
         chat.continue_final_message = True
         chat.add_generation_prompt = False

@@ -16,6 +16,7 @@ from cortex_server.dialects.chat import (
     Part,
     TextPart,
     ToolCall,
+    unset_if_none,
 )
 from cortex_server.dialects.conversation import Conversation, ToolOutput
 from cortex_server.dialects.json_input import decode, object_type
@@ -62,6 +63,7 @@ class PartInput(Struct):
     text: str = ""
     refusal: str = ""
     image_url: str | None = None
+    detail: str | None = None
 
 
 class CompactionInput(Struct):
@@ -220,7 +222,7 @@ def _translate_part(raw: Raw, path: str) -> Part:
         case "refusal":
             return TextPart(part.refusal)
         case "input_image" if part.image_url:
-            return ImagePart(ImageUrl(part.image_url))
+            return ImagePart(ImageUrl(part.image_url, unset_if_none(part.detail)))
         case "input_image":
             raise BadRequest(f"{path}: an image must be given as image_url", param=path)
         case "input_file":

@@ -17,7 +17,7 @@ from cortex_server.dialects.chat import (
     unset_if_none,
 )
 from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.engine_options import ThinkingOptions, apply_thinking
+from cortex_server.dialects.engine_options import ThinkingOptions, apply_options
 from cortex_server.dialects.responses import compaction
 from cortex_server.dialects.responses.history import Input
 from cortex_server.dialects.responses.items import InputTranslator
@@ -77,7 +77,7 @@ def to_chat(
         stream_options=StreamOptions() if stream else UNSET,
     )
     effort = request.reasoning.effort if request.reasoning else None
-    apply_thinking(chat, ThinkingOptions(effort=effort), traits)
+    dropped += apply_options(chat, ThinkingOptions(effort=effort), traits)
     return TranslatedRequest(
         body=msgspec.json.encode(chat),
         call_ids=frozenset(conversation.call_ids),

@@ -70,7 +70,7 @@ def _tool_result(content: Any = ..., **more: Any) -> dict[str, Any]:
         ({"stop_sequences": []}, {"stop": None}),
         (
             {"temperature": 0, "top_p": 0.5, "top_k": 3},
-            {"temperature": 0, "top_p": 0.5, "top_k": 3},
+            {"temperature": 0, "top_p": 0.5, "top_k": None},
         ),
         ({"temperature": None, "top_p": None}, {"temperature": None, "top_p": None}),
         ({"metadata": {"user_id": "{}"}}, {"metadata": None, "user": None}),
