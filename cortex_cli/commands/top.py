@@ -42,6 +42,9 @@ def top(
     web: Annotated[bool, typer.Option("--web", help="Serve the dashboard to browsers")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on with --web")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on with --web")] = 8080,
+    public_url: Annotated[
+        str | None, typer.Option(help="URL of a proxy in front of it, with --web")
+    ] = None,
     gateway: options.Gateway = None,
 ) -> None:
     """Monitor and operate the fleet on a full screen."""
@@ -50,7 +53,7 @@ def top(
         arguments += ["--read-only"] if read_only else []
         arguments += ["--interval", interval, "--theme", theme]
         arguments += ["--replay", str(replay)] if replay else []
-        _serve(host, port, arguments, target(gateway, os.environ).key)
+        _serve(host, port, arguments, target(gateway, os.environ).key, public_url)
         return
     source_name = str(replay) if replay else target(gateway, os.environ).url
     if once or not _has_screen():
@@ -93,7 +96,9 @@ def _has_screen() -> bool:
     return "TEXTUAL_DRIVER" in os.environ or (sys.stdout.isatty() and sys.stdin.isatty())
 
 
-def _serve(host: str, port: int, arguments: list[str], key: str | None) -> None:
+def _serve(
+    host: str, port: int, arguments: list[str], key: str | None, public_url: str | None
+) -> None:
     try:
         from cortex_cli.tui.web import serve
     except ModuleNotFoundError as error:
@@ -101,7 +106,7 @@ def _serve(host: str, port: int, arguments: list[str], key: str | None) -> None:
             f"the web dashboard is not installed: {error.name} is missing",
             hints=("pip install textual-serve",),
         ) from error
-    serve(host, port, arguments, key)
+    serve(host, port, arguments, key, public_url)
 
 
 def _single_snapshot(gateway: str | None, replay: Path | None) -> FleetSnapshot:
