@@ -19,7 +19,7 @@ from cortex_common.errors import BadRequest
 from cortex_common.units import format_duration
 
 if TYPE_CHECKING:
-    from cortex_server.simulate.judge import Row
+    from cortex_server.simulate.report import Row
 
 app = single_command()
 
@@ -53,6 +53,10 @@ def rows_kind(bound: float) -> ListKind[Row]:
             Column("WAIT P99", lambda r: format_duration(r.wait_p99_s), right=True),
             Column("EVICTIONS", lambda r: str(r.evictions), right=True),
             Column("REFUSED", lambda r: str(r.refused), right=True),
+            Column("FAILED LOADS", lambda r: str(r.failed_loads), right=True, wide=True),
+            Column("IN A ROW", lambda r: str(r.most_in_vain), right=True, wide=True),
+            Column("CUT", lambda r: str(r.cut), right=True, wide=True),
+            Column("UNANSWERED", lambda r: str(r.unanswered), right=True, wide=True),
             Column("RUN TIME", lambda r: format_duration(r.took_s), right=True, wide=True),
         ),
         name=lambda r: r.policy,
@@ -68,6 +72,20 @@ def savings(rows: Sequence[Row]) -> list[str]:
         f"{r.policy} spends {abs(share):.0%} {'less' if share > 0 else 'more'} than lru on cold starts"
         for r in others
         if (share := 1 - r.cold_start_s / lru)
+    ]
+
+
+def failure_verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return for each policy how it coped with failures, as sentences; none without failures."""
+    return [
+        f"{r.policy}: {r.failed_loads} loads ran out of memory, at most {r.most_in_vain} of one model in a row; "
+        + (
+            f"{r.unanswered} requests were never answered"
+            if r.unanswered
+            else "every request was answered"
+        )
+        for r in rows
+        if r.failed_loads or r.cut or r.unanswered
     ]
 
 
@@ -103,6 +121,13 @@ def simulate(
     ] = 0.7,
     hosts: Annotated[int, typer.Option(min=1, help="Hosts of a synthetic fleet")] = 2,
     models: Annotated[int, typer.Option(min=1, help="Models of a synthetic fleet")] = 40,
+    failures: Annotated[
+        bool,
+        typer.Option(
+            "--failures",
+            help="Engines of a synthetic fleet crash or run out of memory; hosts are away",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of synthetic traffic")] = 1,
     write_trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the trace to this file")
@@ -113,14 +138,14 @@ def simulate(
 ) -> None:
     """Compare eviction policies on a trace."""
     from cortex_server.placement.policy import Policy as Settings
-    from cortex_server.simulate.fleet import SimulatedFleet, made_up
-    from cortex_server.simulate.judge import judge
+    from cortex_server.simulate.fleet import SimulatedFleet, synthetic_fleet
+    from cortex_server.simulate.report import compare_policies
     from cortex_server.simulate.trace import Traffic, generate, read, write
 
     if fleet is not None:
         simulated = load(SimulatedFleet, fleet, {}).value
     else:
-        simulated = made_up(hosts=hosts, models=models, seed=seed)
+        simulated = synthetic_fleet(hosts=hosts, models=models, seed=seed, failures=failures)
     if trace is not None:
         try:
             with trace.open(encoding="utf-8") as lines:
@@ -136,13 +161,15 @@ def simulate(
     notify(
         f"{len(played)} requests, {len(simulated.models)} models, {len(simulated.nodes())} hosts"
     )
-    report = judge(simulated, played, [p.value for p in policy or Policy], Settings())
+    report = compare_policies(simulated, played, [p.value for p in policy or Policy], Settings())
     write_items(
         rows_kind(report.bound_s),
         report.rows,
         output_format(output, as_json=json),
         headers=not no_headers,
     )
+    for verdict in failure_verdicts(report.rows):
+        notify(verdict)
     for saving in savings(report.rows):
         notify(saving)
     notify(

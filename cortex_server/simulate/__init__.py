@@ -1,1 +1,1 @@
-"""Runs the real placement cores against a trace, at thousands of times real time, to judge a policy."""
+"""Runs the real placement cores against a trace, at thousands of times real time, to compare_policies a policy."""

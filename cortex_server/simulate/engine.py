@@ -6,19 +6,28 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from typing_extensions import override
 
 from cortex_common.errors import CortexError
-from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
-from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_common.schema.fleet import (
+    DeviceView,
+    FleetSnapshot,
+    InstanceView,
+    NodeState,
+    NodeView,
+)
+from cortex_common.schema.instances import OUT_OF_MEMORY, InstanceId, InstanceState, ModelId
 from cortex_server.placement.capacity import CapacityCache, Overlay
 from cortex_server.placement.eviction import StatsByModel
+from cortex_server.placement.fit import Size, SizeKey, SizeSource, size_key
 from cortex_server.placement.load_queue import LoadKey, LoadRequest
 from cortex_server.placement.pending_loads import Effects, LoadOrder
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler
 from cortex_server.placement.state import ClusterState
+from cortex_server.simulate.failures import FailureEvent, FailureKind, generate_failures
 from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request
 
@@ -39,12 +48,21 @@ StatsAt = Callable[[float], StatsByModel]
 
 @dataclass(slots=True)
 class Instance:
-    """A simulated instance; everything but its load is instantaneous."""
+    """A simulated instance; everything but its load is instantaneous.
+
+    Attributes:
+        view: as its node reports it.
+        in_flight: requests in flight.
+        last_used: seconds of the trace at which its last request ended.
+        evicted_for: the load that it is drained for.
+        gone: it has crashed, so its requests have no end any more.
+    """
 
     view: InstanceView
     in_flight: int = 0
     last_used: float = 0.0
     evicted_for: LoadOrder | None = None
+    gone: bool = False
 
     def snapshot_view(self) -> InstanceView:
         """Return the instance for a snapshot; the same object while nothing has changed."""
@@ -67,6 +85,12 @@ class Outcome:
         refused: requests that got an error.
         waits: seconds that each cold request waited.
         refusals: refused requests by error code.
+        out_of_memory: loads whose engine ran out of memory.
+        crashes: instances that crashed while they served.
+        absences: hosts that were away for a while.
+        cut: requests that ended with their instance or their host.
+        unanswered: requests that had no answer at the end; any of them is a livelock.
+        most_in_vain: the most loads of one model in a row that failed.
     """
 
     requests: int = 0
@@ -77,6 +101,12 @@ class Outcome:
     refused: int = 0
     waits: list[float] = field(default_factory=list)
     refusals: dict[str, int] = field(default_factory=dict)
+    out_of_memory: int = 0
+    crashes: int = 0
+    absences: int = 0
+    cut: int = 0
+    unanswered: int = 0
+    most_in_vain: int = 0
 
 
 class Simulation(Effects):
@@ -112,17 +142,25 @@ class Simulation(Effects):
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ids = itertools.count(1)
         self._waiting: dict[int, Request] = {}
+        self._failures = fleet.failures
+        self._away: set[str] = set()
+        self._sizes: dict[SizeKey, dict[str, Size]] = {}
+        self._in_vain: dict[str, int] = {}
         self._tick_at: float | None = None
         self._scheduler = Scheduler(self, policy, self._new_id)
 
-    def run(self, trace: Iterable[Request]) -> Outcome:
+    def run(self, trace: Sequence[Request]) -> Outcome:
         """Play the trace to its end, until the last response."""
+        end = trace[-1].at if trace else 0.0
+        for failure in generate_failures(self._failures, end):
+            self._schedule(failure.at, partial(self._fail, failure))
         for request in trace:
             self._advance_to(request.at)
             self._now = request.at
             self._arrive(request)
         while self._events:
             self._advance_to(self._events[0][0])
+        self.outcome.unanswered = len(self._waiting)
         return self.outcome
 
     def _advance_to(self, at: float) -> None:
@@ -139,7 +177,7 @@ class Simulation(Effects):
     def _arrive(self, request: Request) -> None:
         self.outcome.requests += 1
         self._on_request(request)
-        ready = self._ready.get(request.model)
+        ready = [i for i in self._ready.get(request.model, ()) if i.view.node not in self._away]
         if ready:
             self._serve(min(ready, key=lambda i: i.in_flight), request)
         elif (model_config := self._model_configs.get(request.model)) is None:
@@ -162,6 +200,9 @@ class Simulation(Effects):
         self._schedule(seconds, lambda: self._end(instance))
 
     def _end(self, instance: Instance) -> None:
+        if instance.gone:
+            self.outcome.cut += 1
+            return
         instance.in_flight -= 1
         instance.last_used = self._now
         self._stale.add(instance.view.node)
@@ -193,14 +234,14 @@ class Simulation(Effects):
         self._check_drained(order)
 
     def _check_drained(self, order: LoadOrder) -> None:
-        if not any(self._by_id[v].in_flight for v in order.plan.evictions):
+        remaining = (self._by_id[v] for v in order.plan.evictions if v in self._by_id)
+        if not any(instance.in_flight for instance in remaining):
             self._schedule(UNLOAD_S, lambda: self._unloaded(order))
 
     def _unloaded(self, order: LoadOrder) -> None:
         for candidate in order.plan.evictions:
-            instance = self._by_id.pop(candidate)
-            del self._by_node[instance.view.node][candidate]
-            self._stale.add(instance.view.node)
+            if candidate in self._by_id:
+                self._remove(self._by_id[candidate])
         self.outcome.evictions += len(order.plan.evictions)
         self._scheduler.evicted(order.instance, self._now)
         self._step()
@@ -212,7 +253,8 @@ class Simulation(Effects):
     @override
     def cancel_eviction(self, order: LoadOrder) -> None:
         for candidate in order.plan.evictions:
-            instance = self._by_id[candidate]
+            if (instance := self._by_id.get(candidate)) is None:
+                continue
             instance.evicted_for = None
             self._ready[instance.view.model].append(instance)
 
@@ -229,6 +271,7 @@ class Simulation(Effects):
             devices=place.devices,
             vram_used_mb=share * len(place.devices),
             vram_by_device=(share,) * len(place.devices),
+            vram_granted_mb=share,
             started_at=UNIX + self._now,
         )
         instance = Instance(view, last_used=self._now)
@@ -239,7 +282,89 @@ class Simulation(Effects):
         self.outcome.loads += 1
         self.outcome.load_s += took
         self._scheduler.admitted(order.instance, order.instance, self._now)
-        self._schedule(took, lambda: self._become_ready(instance, took))
+        self._schedule(took, lambda: self._end_load(instance, order, took))
+
+    def _end_load(self, instance: Instance, order: LoadOrder, took: float) -> None:
+        """Make a loaded instance ready, or have its engine run out of memory if its devices have less than it takes."""
+        model, devices = self._models[order.model_config.id], instance.view.devices
+        actual = -(-(model.actual_vram_mb or model.vram_mb) // len(devices))
+        node = self._empty[instance.view.node]
+        others = [i for i in self._by_node[node.name].values() if i is not instance]
+        held = _held(others, len(node.devices))
+        if any(node.devices[index].vram_total_mb - held[index] < actual for index in devices):
+            self._run_out_of_memory(instance, order)
+        else:
+            self._in_vain.pop(model.id, None)
+            self._learn(order, Size(actual, SizeSource.MEASURED))
+            memory = (actual,) * len(devices)
+            instance.view = replace(
+                instance.view, vram_by_device=memory, vram_measured_mb=memory, vram_peak_mb=actual
+            )
+            self._become_ready(instance, took)
+
+    def _run_out_of_memory(self, instance: Instance, order: LoadOrder) -> None:
+        model = order.model_config.id
+        self.outcome.out_of_memory += 1
+        self._in_vain[model] = self._in_vain.get(model, 0) + 1
+        self.outcome.most_in_vain = max(self.outcome.most_in_vain, self._in_vain[model])
+        total = min(d.vram_total_mb for d in self._empty[order.plan.node].devices)
+        needed = min(total, order.plan.shape.size.device_mb + 1)
+        self._learn(order, Size(needed, SizeSource.NODE))
+        instance.view = replace(
+            instance.view,
+            state=InstanceState.FAILED,
+            failure=OUT_OF_MEMORY,
+            error="out of memory",
+            vram_used_mb=0,
+            vram_by_device=(0,) * len(instance.view.devices),
+        )
+        self._stale.add(instance.view.node)
+        self._step()
+        self._remove(instance)
+        self._step()
+
+    def _learn(self, order: LoadOrder, size: Size) -> None:
+        shape = order.plan.shape
+        key = size_key(order.model_config, shape.kind, shape.devices)
+        self._sizes.setdefault(key, {})[order.plan.card] = size
+
+    def _remove(self, instance: Instance) -> None:
+        view = instance.view
+        del self._by_id[view.id]
+        del self._by_node[view.node][view.id]
+        ready = self._ready.get(view.model, [])
+        if instance in ready:
+            ready.remove(instance)
+        self._stale.add(view.node)
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def _fail(self, failure: FailureEvent) -> None:
+        if failure.kind is FailureKind.CRASH:
+            ready = [i for instances in self._ready.values() for i in instances]
+            if ready:
+                crashed = ready[int(failure.choice * len(ready))]
+                crashed.gone = True
+                self.outcome.crashes += 1
+                self._remove(crashed)
+                self._step()
+        else:
+            present = [name for name in self._empty if name not in self._away]
+            if present:
+                name = present[int(failure.choice * len(present))]
+                self.outcome.absences += 1
+                self._set_away(name, away=True)
+                self._schedule(failure.seconds, lambda: self._set_away(name, away=False))
+
+    def _set_away(self, name: str, *, away: bool) -> None:
+        state = NodeState.UNREACHABLE if away else NodeState.UP
+        if away:
+            self._away.add(name)
+        else:
+            self._away.discard(name)
+        self._empty[name] = replace(self._empty[name], state=state, seen_at=UNIX + self._now)
+        self._stale.add(name)
+        self._step()
 
     def _become_ready(self, instance: Instance, took: float) -> None:
         instance.view = replace(instance.view, state=InstanceState.READY, load_seconds=took)
@@ -255,9 +380,8 @@ class Simulation(Effects):
         stats = self._stats(self._now)
 
         def view(overlay: Overlay) -> ClusterState:
-            return ClusterState(
-                self._capacity_cache.capacities(snapshot, overlay), snapshot.at, stats=stats
-            )
+            capacities = self._capacity_cache.capacities(snapshot, overlay)
+            return ClusterState(capacities, snapshot.at, sizes=self._sizes, stats=stats)
 
         self._scheduler.step(view, self._now)
         if self._tick_at is None and self._has_unplanned_request():
@@ -266,11 +390,13 @@ class Simulation(Effects):
 
     def _tick(self) -> None:
         self._tick_at = None
-        if self._scheduler.queues:
+        if self._scheduler.queues or self._scheduler.loads:
             self._step()
 
     def _has_unplanned_request(self) -> bool:
-        """Return whether time alone may change something; a pending load announces its end."""
+        """Return whether time alone may change something; a pending load announces its end, unless its host is away."""
+        if self._away and self._scheduler.queues:
+            return True
         covered = {u.key for u in self._scheduler.loads}
         return any(q.key not in covered for q in self._scheduler.queues.by_age())
 
@@ -286,14 +412,19 @@ class Simulation(Effects):
 
 def _node_view(empty: NodeView, instances: Sequence[Instance]) -> NodeView:
     """Return a node with its instances and the memory that its ledger would report."""
-    held = [0] * len(empty.devices)
-    views: list[InstanceView] = []
-    for i in instances:
-        for index, mb in zip(i.view.devices, i.view.vram_by_device, strict=True):
-            held[index] += mb
-        views.append(i.snapshot_view())
+    held = _held(instances, len(empty.devices))
+    views = [i.snapshot_view() for i in instances]
     devices = tuple(_device(d, held[d.index]) for d in empty.devices)
     return replace(empty, devices=devices, instances=tuple(views))
+
+
+def _held(instances: Iterable[Instance], devices: int) -> list[int]:
+    """Return the MiB on each device that instances hold or were promised."""
+    held = [0] * devices
+    for instance in instances:
+        for index, mb in zip(instance.view.devices, instance.view.vram_by_device, strict=True):
+            held[index] += mb
+    return held
 
 
 def _device(device: DeviceView, held_mb: int) -> DeviceView:

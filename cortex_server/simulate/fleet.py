@@ -11,6 +11,7 @@ from cortex_common.config.base import Section
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import DeviceView, NodeState, NodeView
 from cortex_common.schema.hardware import DeviceKind
+from cortex_server.simulate.failures import SAMPLE, Failures
 
 
 class Hosts(Section):
@@ -41,6 +42,10 @@ class Model(Section):
     vram_mb: Annotated[int, Field(ge=1)]
     """MiB over all its devices."""
 
+    actual_vram_mb: Annotated[int, Field(ge=1)] | None = None
+    """MiB that it takes in fact. More than `vram_mb` runs out of memory where that much is not free.
+    Default: `vram_mb`."""
+
     load_s: Annotated[float, Field(gt=0)]
     """Seconds to load it."""
 
@@ -69,6 +74,7 @@ class SimulatedFleet(Section):
 
     hosts: tuple[Hosts, ...] = (Hosts(name="host"),)
     models: tuple[Model, ...] = ()
+    failures: Failures = Failures()
 
     def nodes(self) -> tuple[NodeView, ...]:
         """Return every host, empty."""
@@ -108,20 +114,41 @@ def _node(group: Hosts, name: str) -> NodeView:
 SIZES_MB = (4_000, 9_000, 18_000, 38_000, 72_000, 150_000)
 """From small models to one that needs two 80 GB GPUs."""
 
+LARGEST_MB = 160_000
+"""What an underestimated model takes at most: it fits two empty GPUs."""
+
 MIB_PER_SECOND = 1_500.0
 """Disk throughput assumed for generated load times."""
 
 
-def made_up(hosts: int = 1, devices: int = 8, models: int = 40, seed: int = 1) -> SimulatedFleet:
-    """Return a generated fleet of 80 GB GPUs with models of many sizes, for use without a fleet file."""
+UNDERESTIMATED_SHARE = 0.2
+"""Share of models of a generated fleet that take more than their config says, if failures are simulated."""
+
+
+def synthetic_fleet(
+    hosts: int = 1, devices: int = 8, models: int = 40, seed: int = 1, *, failures: bool = False
+) -> SimulatedFleet:
+    """Return a generated fleet of 80 GB GPUs with models of many sizes, for use without a fleet file.
+
+    Args:
+        hosts: number of hosts.
+        devices: GPUs per host.
+        models: number of models.
+        seed: the same seed generates the same fleet.
+        failures: engines crash, hosts are away, and some models take more memory than their config says.
+    """
     rng = random.Random(seed)  # noqa: S311 - not a secret
     made = []
     for at in range(models):
         size = rng.choice(SIZES_MB)
+        underestimated = failures and rng.random() < UNDERESTIMATED_SHARE
         made.append(
             Model(
                 id=f"model-{at:03}",
                 vram_mb=size,
+                actual_vram_mb=min(LARGEST_MB, round(size * rng.uniform(1.05, 1.3)))
+                if underestimated
+                else None,
                 load_s=round(3 + size / MIB_PER_SECOND * rng.uniform(0.5, 2), 1),
                 min_devices=2 if size > 80_000 else 1,
                 tokens_per_s=round(2_000_000 / (20_000 + size), 1),
@@ -129,5 +156,7 @@ def made_up(hosts: int = 1, devices: int = 8, models: int = 40, seed: int = 1) -
             )
         )
     return SimulatedFleet(
-        hosts=(Hosts(name="host", count=hosts, devices=devices),), models=tuple(made)
+        hosts=(Hosts(name="host", count=hosts, devices=devices),),
+        models=tuple(made),
+        failures=SAMPLE if failures else Failures(),
     )

@@ -11,7 +11,7 @@ from cortex_common.config.loader import load
 from cortex_common.units import format_duration
 from cortex_server.placement.policy import Policy
 from cortex_server.simulate.fleet import SimulatedFleet
-from cortex_server.simulate.judge import bound, judge
+from cortex_server.simulate.report import bound, compare_policies
 from cortex_server.simulate.trace import Request, Traffic, generate, read
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_an_included_trace_is_what_the_generator_makes(name: str):
 
 def test_the_page_has_the_figures_of_lru_and_cost():
     """Simulating the smallest trace gives the figures on the page; the other traces take too long for a test."""
-    report = judge(*included("workstation"), ["lru", "cost"], Policy())
+    report = compare_policies(*included("workstation"), ["lru", "cost"], Policy())
     lru, cost = (r.cold_start_s for r in report.rows)
     printed = row("workstation")
     assert (printed[0], printed[2]) == (format_duration(lru), format_duration(cost))

@@ -37,6 +37,10 @@ class Row:
         evictions: instances evicted.
         refused: requests that got an error.
         took_s: run time of the simulation.
+        failed_loads: loads whose engine ran out of memory.
+        most_in_vain: the most loads of one model in a row that failed.
+        cut: requests that ended with a crashed instance.
+        unanswered: requests without an answer at the end; any of them is a livelock.
     """
 
     policy: str
@@ -49,6 +53,10 @@ class Row:
     evictions: int
     refused: int
     took_s: float
+    failed_loads: int = 0
+    most_in_vain: int = 0
+    cut: int = 0
+    unanswered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,7 @@ class Future:
         return 1 / max(0.1, times[at] - now) if at < len(times) else 0.0
 
 
-def judge(
+def compare_policies(
     fleet: SimulatedFleet, trace: Sequence[Request], policies: Iterable[str], policy: Policy
 ) -> Report:
     """Run each policy over the trace.
@@ -164,6 +172,10 @@ def _row(name: str, outcome: Outcome, took_s: float) -> Row:
         evictions=outcome.evictions,
         refused=outcome.refused,
         took_s=took_s,
+        failed_loads=outcome.out_of_memory,
+        most_in_vain=outcome.most_in_vain,
+        cut=outcome.cut,
+        unanswered=outcome.unanswered,
     )
 
 
