@@ -216,7 +216,9 @@ def parse_responses_stream(data: bytes) -> ParsedStream:
     text, steps = "", []
     output: list[dict[str, Any]] = []
     error: dict[str, Any] | None = None
-    for number, (name, raw, _) in enumerate(parse_events(data)):
+    *events, last = parse_events(data)
+    assert last.data == b"[DONE]"
+    for number, (name, raw, _) in enumerate(events):
         event = json.loads(raw)
         assert event["type"] == name
         assert event["sequence_number"] == number

@@ -70,7 +70,7 @@ def parse_stream(events: Sequence[StreamEvent]) -> ProbeResponse:
     """
     done: list[dict[str, Any]] = []
     active, number = "", -1
-    for event in events:
+    for position, event in enumerate(events):
         data = event.data
         if not isinstance(data, dict) or data.get("type") != event.name:
             raise InvalidResponse(f"the data of event {event.name!r} does not repeat its type")
@@ -87,8 +87,8 @@ def parse_stream(events: Sequence[StreamEvent]) -> ProbeResponse:
         elif event.name.endswith(".delta") and data["item_id"] != active:
             raise InvalidResponse("a delta without an active item")
         elif event.name in _FINAL_EVENTS:
-            if event is not events[-1]:
-                raise InvalidResponse(f"events after {event.name}")
+            if [following.data for following in events[position + 1 :]] != ["[DONE]"]:
+                raise InvalidResponse(f"{event.name} without [DONE] alone after it")
             return _to_response(data["response"], done)
     raise InvalidResponse("the stream ends without response.completed")
 

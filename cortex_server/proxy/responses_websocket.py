@@ -185,7 +185,8 @@ class _EventMessages(NullDownstream):
             return
         events = self._parser.feed(data)
         for event in events:
-            self._connection.send(event.data)
+            if event.data != b"[DONE]":
+                self._connection.send(event.data)
         if not events and data.startswith(b":"):  # keep-alive
             self._connection.ping()
 

@@ -1,4 +1,4 @@
-"""The WebSocket of the Responses API, with the clients of openai and openresponses-py, and by hand."""
+"""The WebSocket of the Responses API, with the client of the openai package, and message by message."""
 
 from __future__ import annotations
 

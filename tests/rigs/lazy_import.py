@@ -33,12 +33,14 @@ class LazyModule:
 if TYPE_CHECKING:
     import anthropic
     import openai
+    import openresponses
     import trustme
 else:
-    anthropic, openai, trustme = (
+    anthropic, openai, openresponses, trustme = (
         LazyModule("anthropic"),
         LazyModule("openai"),
+        LazyModule("openresponses"),
         LazyModule("trustme"),
     )
 
-__all__ = ["anthropic", "openai", "trustme"]
+__all__ = ["anthropic", "openai", "openresponses", "trustme"]

@@ -1,9 +1,9 @@
 """Writer of Responses API streams.
 
 The grammar: `response.created`, `response.in_progress`, then each item without interruption (added, its parts and
-deltas, done), then exactly one of `response.completed`, `response.incomplete`, `response.failed`. Each event has an
-increasing `sequence_number`. Observed: Codex displays an item when it is done, and repeats the whole request if the
-last event is missing or a failure.
+deltas, done), then exactly one of `response.completed`, `response.incomplete`, `response.failed`, and `[DONE]`, which
+Open Responses requires and other clients skip. Each event has an increasing `sequence_number`. Observed: Codex displays
+an item when it is done, and repeats the whole request if the last event is missing or a failure.
 
 A failure is reported twice, because no event is noticed by all clients. Codex wants `response.failed`. The official
 SDKs, LangChain and others take that for the end of a whole answer, and raise an exception for `error`; some look for
@@ -19,7 +19,7 @@ from msgspec import Struct
 from typing_extensions import override
 
 from cortex_common.errors import CortexError, envelope
-from cortex_common.sse import COMMENT, write_event
+from cortex_common.sse import COMMENT, DONE, write_event
 from cortex_server.dialects.chat import ToolName
 from cortex_server.dialects.responses.resource import (
     CustomToolCallItem,
@@ -138,6 +138,7 @@ class ResponsesStreamWriter(StreamWriter):
         self._finish_item("completed" if response.status == "completed" else "incomplete")
         response.usage = to_usage(reader.usage, self._prompt_tokens)
         self._write_response(f"response.{response.status}")
+        self._out += DONE
         self._on_complete(response)
 
     @override
@@ -156,6 +157,7 @@ class ResponsesStreamWriter(StreamWriter):
         values = (_encode(code), _encode(message), _encode(error.param), _encode(payload))
         self._write_event("error", fields % values)
         self._write_response("response.failed")
+        self._out += DONE
 
     def _start_item(self, item: Item) -> None:
         self._start()

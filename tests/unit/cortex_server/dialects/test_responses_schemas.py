@@ -66,14 +66,14 @@ _NULL_AT_OPENAI = {"user", "safety_identifier", "prompt_cache_key", "usage", "de
 
 def _stream(engine: bytes, parameters: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     writer = ResponsesStreamWriter(response_in_progress(**parameters), now=lambda: 9)
-    events = parse_events(run_translator(writer.feed, writer.end, engine))
+    *events, _ = parse_events(run_translator(writer.feed, writer.end, engine))
     return [(event.name, json.loads(event.data)) for event in events]
 
 
 def _failed_stream() -> list[tuple[str, dict[str, Any]]]:
     writer = ResponsesStreamWriter(response_in_progress(), now=lambda: 9)
     out = writer.feed(sse_stream(chunk({"content": "It"}), done=False))
-    events = parse_events(out + writer.fail(UpstreamFailed("the engine broke off")))
+    *events, _ = parse_events(out + writer.fail(UpstreamFailed("the engine broke off")))
     return [(event.name, json.loads(event.data)) for event in events]
 
 
@@ -82,7 +82,7 @@ def _custom_call_stream() -> list[tuple[str, dict[str, Any]]]:
     writer = ResponsesStreamWriter(response_in_progress(), tool_names=names, now=lambda: 9)
     call = chunk(call_delta(0, '{"input":"*** Begin Patch"}', call_id="a", name="f"))
     engine = sse_stream(call, chunk(finish="tool_calls"), usage_chunk())
-    events = parse_events(run_translator(writer.feed, writer.end, engine))
+    *events, _ = parse_events(run_translator(writer.feed, writer.end, engine))
     assert events[-1].name == "response.completed"
     return [(event.name, json.loads(event.data)) for event in events]
 
