@@ -164,6 +164,8 @@ def _unreported_node(request: PlacementRequest, cluster: ClusterState) -> str | 
 
 def _absent_holder(request: PlacementRequest, cluster: ClusterState) -> str | None:
     """Return a node that had the model and is expected back; nothing is evicted for the model until then."""
+    if request.replica:
+        return None
     for capacity in cluster.capacities:
         if (
             capacity.node.is_expected_back
@@ -195,7 +197,8 @@ def _place_now(
         load = _place_without_eviction(request, shape, capacities, cluster, policy)
         if load is not None:
             return load
-    if policy.prefer_gpu and request.may_evict and on_cpu:
+    may_evict = request.may_evict and _absent_holder(request, cluster) is None
+    if policy.prefer_gpu and may_evict and on_cpu:
         rules = EvictionRules(cluster, policy, request, EvictionTier.IDLE)
         for shape in on_gpu:
             if (place := cheapest_place(shape, capacities, rules)) is not None:
@@ -279,7 +282,7 @@ def _place_with_eviction(
     Wait while only recent or busy instances could be evicted and patience lasts, and for a node that has the model and
     is expected back.
     """
-    if not request.replica and (holder := _absent_holder(request, cluster)) is not None:
+    if (holder := _absent_holder(request, cluster)) is not None:
         return Wait((), f"node {holder}, which has it loaded, was up until a moment ago")
     patience_s = policy.patience_s
     recent_patience_s = patience_s + policy.min_residency_s

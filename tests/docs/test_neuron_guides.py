@@ -52,7 +52,7 @@ async def test_the_harness_of_the_guide_works(tmp_path: Path):
     clock = SystemClock()
     host = Host((CpuSource(config.cpu.memory_mb),), clock)
     state = StateDir(config.neuron.state_dir)
-    runtime = Runtime(config, host, registry, state, clock, "127.0.0.1")
+    runtime = Runtime(config, host, registry, state, clock, "127.0.0.1", token="secret")
     await runtime.open()
     try:
         await runtime.load(LoadSpec(model_id="files", harness="toy"))

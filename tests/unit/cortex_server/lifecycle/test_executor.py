@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import httpx
@@ -73,7 +73,7 @@ def fleet_with_candidates() -> Fleet:
             harness="fake",
             status=InstanceState.READY,
             instance_id=name,
-            url=f"http://{name}",
+            url="http://n1:8001",
         )
         for name in VICTIMS
     )
@@ -81,10 +81,20 @@ def fleet_with_candidates() -> Fleet:
     return fleet
 
 
+class Body(httpx.AsyncByteStream):
+    """A body that arrives in one piece."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+
+
 async def execute(answer: Answer, *, load: bool = False) -> tuple[Fleet, RecordedEvents]:
     """Evict for an order, or start its load, on a node that answers so."""
     fleet, heard = fleet_with_candidates(), RecordedEvents()
-    transport = httpx.MockTransport(answer)
+    transport = httpx.MockTransport(lambda request: streamed(answer(request)))
     async with NeuronClient("http://n1", who="node n1", transport=transport) as client:
         executor = Executor(fleet, {"n1": client}, heard)
         if load:
@@ -95,6 +105,13 @@ async def execute(answer: Answer, *, load: bool = False) -> tuple[Fleet, Recorde
             await heard.over.wait()
         await executor.close()
     return fleet, heard
+
+
+def streamed(response: httpx.Response) -> httpx.Response:
+    """Return a response whose body has not been read yet, as one that arrives over a connection."""
+    return httpx.Response(
+        response.status_code, headers=response.headers, stream=Body(response.content)
+    )
 
 
 def accepting(fleet: Fleet) -> list[str]:
