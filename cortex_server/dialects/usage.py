@@ -1,8 +1,6 @@
-"""Token counts: as engines report them under the names of all APIs, and estimated when they report none."""
+"""Token counts, as engines report them under the names of all APIs."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -94,32 +92,3 @@ class Usage(Struct):
 
 def _clamp_count(tokens: int) -> int:
     return min(max(tokens, 0), _MAX_TOKEN_COUNT)
-
-
-class TokenCounts(NamedTuple):
-    """What a request used.
-
-    Attributes:
-        prompt: prompt tokens, including cached ones.
-        completion: completion tokens.
-        cached: prompt tokens that came from the engine's cache.
-        estimated: the engine reported nothing, so the prompt is an estimate and completion tokens are stream events.
-    """
-
-    prompt: int
-    completion: int
-    cached: int = 0
-    estimated: bool = False
-
-
-def count_tokens(usage: Usage | None, *, prompt_estimate: int, events: int) -> TokenCounts:
-    """Return what a request used, also if its response was cut off or the engine reported nothing.
-
-    Args:
-        usage: the engine's last report, if any.
-        prompt_estimate: estimated prompt tokens; see `tokens.estimate`.
-        events: stream events received, about one per token.
-    """
-    if usage is None or not usage.is_reported:
-        return TokenCounts(prompt_estimate, events, estimated=prompt_estimate + events > 0)
-    return TokenCounts(*usage.bounded_counts)

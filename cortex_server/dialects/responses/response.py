@@ -110,7 +110,7 @@ def finish_tool_call(
     """Set the arguments of a tool call; those of a custom tool are the text in their field `input`."""
     item.status = status
     if isinstance(item, FunctionCallItem):
-        item.arguments = arguments or "{}"
+        item.arguments = arguments if arguments.strip() else "{}"
         return
     try:
         item.input = _custom_arguments.decode(arguments).input
