@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -36,6 +37,7 @@ from cortex_common.schema.instances import (
     UnloadRequest,
     UnloadResponse,
 )
+from cortex_common.schema.openapi import BEARER, OPERATION_STATUSES, Document, complete_document
 from cortex_common.schema.usage import UsageReport
 from neuron_server.event_stream import StatusEvents
 from neuron_server.instances.state_machine import Instance
@@ -43,6 +45,8 @@ from neuron_server.metrics import exposition
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
 from neuron_server.token_auth import TokenMiddleware
+
+log = logging.getLogger(__name__)
 
 UrlOf = Callable[[Instance], str]
 
@@ -94,7 +98,25 @@ def create_app(
     _add_node_routes(app, runtime, url_of)
     _add_model_routes(app, runtime, url_of)
     _add_log_routes(app, runtime, log_buffer)
+    _use_complete_document(app)
     return app
+
+
+def _use_complete_document(app: FastAPI) -> None:
+    """Document the errors of all routes, and that they need the neuron's token."""
+    generate = app.openapi
+
+    def openapi() -> Document:
+        if app.openapi_schema is None:
+            app.openapi_schema = complete_document(
+                generate(),
+                schemes={"bearer": BEARER},
+                needs_key=lambda _method, _path: True,
+                statuses=lambda method, _: OPERATION_STATUSES if method == "POST" else (),
+            )
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
 
 def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> None:
@@ -249,11 +271,16 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-        not_found = NotFound(f"this neuron has no {request.method} {request.url.path}")
+        call = f"{request.method[:20]} {request.url.path[:200]}"
+        cortex_error: CortexError = NotFound(f"this neuron has no {call}")
+        if error.status_code not in {404, 405}:
+            cortex_error = BadRequest(str(error.detail))
         return JSONResponse(
-            envelope(not_found), status_code=error.status_code, headers=error.headers
+            envelope(cortex_error), status_code=error.status_code, headers=error.headers
         )
 
     @app.exception_handler(Exception)
     async def _internal_error(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(envelope(CortexError(f"internal error: {error!r}")), status_code=500)
+        log.error("request_failed", exc_info=error)
+        unexpected = CortexError("internal error; see the neuron's log")
+        return JSONResponse(envelope(unexpected), status_code=500)

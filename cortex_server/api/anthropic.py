@@ -28,11 +28,15 @@ def expects_anthropic_errors(request: Request) -> bool:
     return path.startswith("/v1/messages") or "anthropic-version" in request.headers
 
 
-def error_response(error: CortexError, headers: Mapping[str, str]) -> Response:
-    """Return an error in Anthropic's format."""
+def error_response(
+    error: CortexError, headers: Mapping[str, str], status: int | None = None
+) -> Response:
+    """Return an error in Anthropic's format, with the error's own status unless another is given."""
     ident = request_id({}).decode()
-    status, body = errors.error_response(error, ident)
-    return Response(body, status, headers={**headers, "request-id": ident}, media_type=_JSON)
+    own_status, body = errors.error_response(error, ident)
+    return Response(
+        body, status or own_status, headers={**headers, "request-id": ident}, media_type=_JSON
+    )
 
 
 def served_model(view: ModelView, name: str, created: float) -> ServedModel:
@@ -62,5 +66,8 @@ def hello_router() -> APIRouter:
         return Response()
 
     for method, path in product(("GET", "HEAD"), ("/", "/api/hello")):
-        router.add_api_route(path, hello, methods=[method])
+        ident = f"hello_{path.strip('/') or 'root'}_{method}".replace("/", "_").lower()
+        router.add_api_route(
+            path, hello, methods=[method], response_class=Response, operation_id=ident
+        )
     return router

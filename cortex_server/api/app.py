@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 from starlette.routing import Route as AppRoute
 
 from cortex_common import __version__
@@ -16,13 +15,12 @@ from cortex_server.api.body_limit import BodyLimitMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
+from cortex_server.api.openapi_document import use_complete_document
 from cortex_server.api.paths import PathMiddleware
 from cortex_server.api.responses import responses_router
 from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.routes import ROUTES
-
-_NOT_POST = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def create_app(
@@ -65,14 +63,15 @@ def create_app(
         # `include_router` would build each route again for the first request that passes it.
         app.router.routes.extend(router.routes)
     for route in ROUTES.values():
-        app.router.routes.append(AppRoute(route.path, _method_not_allowed, methods=_NOT_POST))
+        app.router.routes.append(AppRoute(route.path, _served_by_proxy, methods=["POST"]))
+    use_complete_document(app)
     return app
 
 
-async def _method_not_allowed(_request: Request) -> Response:
-    """Reject another method than POST, which never gets here, on an inference route.
+async def _served_by_proxy(_request: Request) -> Response:
+    """Stand for an inference route, so that other methods get a 405; a POST never gets here.
 
     Raises:
-        HTTPException: always.
+        NotImplementedError: always.
     """
-    raise HTTPException(405, headers={"Allow": "POST"})
+    raise NotImplementedError

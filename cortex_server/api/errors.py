@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from cortex_common.errors import BadRequest, BodyTooLarge, CortexError, NotFound, envelope_bytes
 from cortex_server.api import anthropic
@@ -18,6 +19,8 @@ from cortex_server.proxy.headers import error_headers
 from cortex_server.proxy.routes import suggest_route
 
 log = logging.getLogger("cortex.api")
+
+_MAX_SHOWN_PATH = 200
 
 
 def install(app: FastAPI) -> None:
@@ -36,7 +39,7 @@ def error_response(error: CortexError, request: Request, status: int | None = No
     """
     headers = {n.decode(): v.decode() for n, v in error_headers(error)}
     if anthropic.expects_anthropic_errors(request):
-        return anthropic.error_response(error, headers)
+        return anthropic.error_response(error, headers, status)
     return Response(
         envelope_bytes(error),
         status or error.status,
@@ -64,17 +67,32 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 404:
         not_found = suggest_route(path) or NotFound(
-            f"there is no route {path}", hints=["GET /openapi.json lists the routes"]
+            f"there is no route {path[:_MAX_SHOWN_PATH]}",
+            hints=["GET /openapi.json lists the routes"],
         )
         return error_response(not_found, request)
     if error.status_code == BodyTooLarge.status:
         return error_response(control_body_too_large(), request)
     if error.status_code == 405:
-        unsupported = MethodNotAllowed(f"{path} does not support the method {request.method}")
+        methods = _allowed_methods(request)
+        unsupported = MethodNotAllowed(
+            f"{path[:_MAX_SHOWN_PATH]} does not support the method {request.method[:20]}",
+            hints=[f"it supports {methods}"],
+        )
         response = error_response(unsupported, request)
-        response.headers["Allow"] = (error.headers or {}).get("Allow", "")
+        response.headers["allow"] = methods
         return response
     return error_response(BadRequest(str(error.detail)), request, error.status_code)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of all routes with this path; Starlette names those of the first one only."""
+    routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    # A route for any model also matches the path of an operation on models, which is what is meant.
+    named = [r for r in routes if getattr(r, "path", None) == request.url.path]
+    return ", ".join(
+        sorted({m for r in named or routes for m in getattr(r, "methods", None) or ()})
+    )
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

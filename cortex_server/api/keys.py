@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
+from typing import Annotated
 
 from fastapi import APIRouter
+from pydantic import BeforeValidator
 
 from cortex_common.schema.keys import CreatedKey, CreateKeyRequest, KeyView, UsageRow
 from cortex_common.schema.operation import OPERATOR_PREFIX
 from cortex_server.auth.key_service import KeyService
 
 _DEFAULT_DAYS = 30
+
+
+def _require_day(text: object) -> object:
+    if isinstance(text, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        raise ValueError("is not a day like 2026-11-23")
+    return text
+
+
+# Without the check, pydantic takes numbers for Unix times.
+Day = Annotated[date, BeforeValidator(_require_day)]
 
 
 def keys_router(key_service: KeyService) -> APIRouter:
@@ -33,9 +46,7 @@ def keys_router(key_service: KeyService) -> APIRouter:
         return await key_service.revoke(name)
 
     @router.get("/usage", summary="Usage of the keys")
-    async def get_usage(
-        since: date | None = None, until: date | None = None
-    ) -> tuple[UsageRow, ...]:
+    async def get_usage(since: Day | None = None, until: Day | None = None) -> tuple[UsageRow, ...]:
         """Return the usage by day (UTC), key and model; by default of the last 30 days."""
         today = datetime.now(UTC).date()
         first = since or today - timedelta(days=_DEFAULT_DAYS - 1)

@@ -41,8 +41,8 @@ class Rule:
 RULES = (
     Rule("/health", _PUBLIC, "liveness probe", exact=True),
     Rule("/ready", _PUBLIC, "readiness probe", exact=True),
-    Rule("/", _PUBLIC, "reachability check of Anthropic's clients", _READ, exact=True),
-    Rule("/api/hello", _PUBLIC, "reachability check of Anthropic's clients", _READ, exact=True),
+    Rule("/", _PUBLIC, "reachability check of Anthropic's clients", exact=True),
+    Rule("/api/hello", _PUBLIC, "reachability check of Anthropic's clients", exact=True),
     Rule(
         "/metrics",
         frozenset({Scope.METRICS}),

@@ -1,6 +1,7 @@
 """Types of names and numbers with bounds, for everything that a daemon reads: settings, requests, reports, saved rows.
 
-A value within these bounds can be added, stored in SQLite, sent as JSON and shown as a date without an overflow.
+A value within these bounds can be added, stored in SQLite, sent as JSON and shown as a date without an overflow. The
+numbers are strict: neither a boolean nor a string is one.
 """
 
 from __future__ import annotations
@@ -30,35 +31,38 @@ Text = Annotated[str, AfterValidator(lambda text: text[:_MAX_TEXT_LENGTH])]
 Name = Annotated[str, Field(max_length=MAX_NAME_LENGTH)]
 """What a caller calls a model, node, instance or request; it need not exist."""
 
-Int = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
+Int = Annotated[int, Field(strict=True, ge=-MAX_INT, le=MAX_INT)]
 """An integer that can be negative."""
 
-Count = Annotated[int, Field(ge=0, le=MAX_INT)]
+Flag = Annotated[bool, Field(strict=True)]
+"""True or false, and no number or word for it."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INT)]
 """A number of things, or 0."""
 
-PositiveCount = Annotated[int, Field(ge=1, le=MAX_INT)]
+PositiveCount = Annotated[int, Field(strict=True, ge=1, le=MAX_INT)]
 """A number of things, at least one."""
 
-Index = Annotated[int, Field(ge=0, le=1023)]
+Index = Annotated[int, Field(strict=True, ge=0, le=1023)]
 """The index of a device on its node."""
 
 Devices = Annotated[tuple[Index, ...], Field(max_length=64)]
 """Indices of devices on one node."""
 
-Mib = Annotated[int, Field(ge=0, le=_MAX_MIB)]
+Mib = Annotated[int, Field(strict=True, ge=0, le=_MAX_MIB)]
 """A size in MiB."""
 
-Tokens = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Tokens = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 """The size of a context in tokens."""
 
-Float = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+Float = Annotated[float, Field(strict=True, ge=-1e15, le=1e15, allow_inf_nan=False)]
 """A finite number."""
 
-Seconds = Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=MAX_DURATION_S, allow_inf_nan=False)]
 """A duration in seconds, or 0."""
 
-PositiveSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_S, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(strict=True, gt=0, le=MAX_DURATION_S, allow_inf_nan=False)]
 """A duration in seconds, more than 0."""
 
-UnixSeconds = Annotated[float, Field(ge=0, le=MAX_UNIX_S, allow_inf_nan=False)]
+UnixSeconds = Annotated[float, Field(strict=True, ge=0, le=MAX_UNIX_S, allow_inf_nan=False)]
 """A point in time in Unix seconds, or 0 for none."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from cortex_common.schema.base import WireModel
-from cortex_common.schema.bounds import Name, Seconds, UnixSeconds
+from cortex_common.schema.bounds import Flag, Name, Seconds, UnixSeconds
 
 MAX_DIRECTIVES = 4096
 """Directives that a node accepts in one request, and keeps."""
@@ -51,8 +51,8 @@ class Directive(WireModel):
 
     kind: DirectiveKind
     model: Name = ""
-    fleet: bool = False
-    active: bool = True
+    fleet: Flag = False
+    active: Flag = True
     until: UnixSeconds | None = None
     seconds: Seconds | None = None
     set_at: UnixSeconds = 0.0
