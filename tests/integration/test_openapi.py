@@ -13,8 +13,10 @@ from rigs.gateway import gateway_process, neuron_table
 from rigs.inprocess_gateway import running_gateway
 from rigs.neuron import scripted_neuron
 
+from cortex_common.config.access import KeyEntry
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.fleet import NodeState
+from cortex_common.schema.keys import Scope
 from cortex_common.schema.operation import OPERATOR_PREFIX
 from cortex_common.schema.operations import (
     CANCEL,
@@ -127,8 +129,10 @@ METHODS = (
 
 async def test_a_405_names_all_methods_of_its_path():
     """RFC 9110, 15.5.6; in Anthropic's format on its routes."""
-    async with running_gateway() as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+    key = KeyEntry(name="all", hash=hash_of("all"), scopes=tuple(Scope))
+    async with running_gateway(keys=(key,)) as gateway, httpx.AsyncClient() as client:
+        client.headers["x-api-key"] = "all"
         for method, path, allow in METHODS:
-            answer = await client.request(method, path)
+            answer = await client.request(method, gateway.url + path)
             assert (answer.status_code, answer.headers["allow"]) == (405, allow), (method, path)
             assert answer.json()["error"]["message"]
