@@ -52,10 +52,10 @@ class StoredResponse:
 
 @dataclass(slots=True)
 class _Shelf:
-    """What one key has stored."""
+    """What one key has stored, the least recently used response first."""
 
     size: int = 0
-    responses: dict[str, StoredResponse] = field(default_factory=dict)
+    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
     items: dict[str, str] = field(default_factory=dict)  # ids of items: that of their response
 
 
@@ -102,7 +102,7 @@ class ResponseStore:
         while shelf.responses and (
             len(shelf.responses) >= _MAX_PER_KEY or shelf.size + response.size > share
         ):
-            self._forget(owner, next(id_ for owner_, id_ in self._recent if owner_ == owner))
+            self._forget(owner, next(iter(shelf.responses)))
         while self._recent and self._size + response.size > self._max_bytes:
             self._forget(*next(iter(self._recent)))
         shelf = self._shelves.setdefault(owner, shelf)
@@ -115,9 +115,10 @@ class ResponseStore:
     def get(self, owner: Owner, response_id: str) -> StoredResponse | None:
         """Return a response, which becomes the most recently used one."""
         shelf = self._shelves.get(owner)
-        found = shelf and shelf.responses.get(response_id)
-        if not found:
+        found = None if shelf is None else shelf.responses.get(response_id)
+        if shelf is None or found is None:
             return None
+        shelf.responses.move_to_end(response_id)
         self._recent.move_to_end((owner, response_id))
         return found
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest
+from cortex_server.dialects.json_input import object_type
 from cortex_server.dialects.responses.resource import ResponsesUsage
 
 _PREFIX = "cortex:"
@@ -81,9 +82,11 @@ def decode_summary(encrypted_content: str, path: str) -> str:
 
 
 def user_messages(items: Sequence[Raw], prefix: str) -> list[Raw]:
-    """Return the user's messages among input items, with ids that begin with the prefix."""
+    """Return the user's messages among input items that were translated, with ids that begin with the prefix."""
     found = []
     for position, item in enumerate(items):
+        if object_type(item, "input") not in {None, "message"}:
+            continue
         message = _messages.decode(item)
         if message.role != "user":
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from dialects_kit import split_bytes
 from hypothesis import given
@@ -61,6 +63,15 @@ def test_messages_are_read_however_they_are_cut(
     pings = [WebSocketMessage(Opcode.PING, b"p")] * last
     text = WebSocketMessage(Opcode.TEXT, b"".join(fragments))
     assert found == [*expected, *pings, text, WebSocketMessage(Opcode.PING, b"p")]
+
+
+@given(st.lists(st.binary(max_size=64), max_size=8))
+def test_any_bytes_are_messages_or_an_error(pieces: list[bytes]) -> None:
+    """No other exception escapes, and nothing larger than a message is kept."""
+    parser = FrameParser(100)
+    with contextlib.suppress(WebSocketError):
+        for piece in pieces:
+            assert all(len(message.data) <= 125 for message in parser.feed(piece))
 
 
 @given(_DATA)

@@ -24,7 +24,7 @@ from cortex_common.errors import (
 )
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI, EngineTraits
 from cortex_server.dialects.chat import ToolName, TranslatedRequest
-from cortex_server.dialects.responses.compaction import encode_summary
+from cortex_server.dialects.responses.compaction import encode_summary, user_messages
 from cortex_server.dialects.responses.history import resolve_input
 from cortex_server.dialects.responses.parameters import parse_request
 from cortex_server.dialects.responses.request import to_chat
@@ -423,6 +423,20 @@ def test_previous_response_comes_before_the_input() -> None:
     assert [m["content"] for m in chat["messages"]] == ["a", "b", "c"]
     chat = _chat(stored=_Stored(earlier), previous_response_id="resp_0", input=None)
     assert [m["content"] for m in chat["messages"]] == ["a", "b"]
+
+
+def test_user_messages_survive_a_compaction() -> None:
+    """Other items are in the summary, whatever fields they have."""
+    items = [
+        {"role": "user", "content": "a"},
+        _message_item("assistant", "b", part="output_text"),
+        _CALL | {"role": 5},
+        _message_item("user", "c"),
+    ]
+    raw = [msgspec.Raw(msgspec.json.encode(item)) for item in items]
+    found = [json.loads(bytes(message)) for message in user_messages(raw, "x")]
+    assert [message["content"][0]["text"] for message in found] == ["a", "c"]
+    assert len({message["id"] for message in found}) == 2
 
 
 def test_earlier_summary_is_a_user_message() -> None:
