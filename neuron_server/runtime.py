@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.errors import DoesNotFit
 from cortex_common.schema.certificates import Certificate
-from cortex_common.schema.hardware import DeviceKind, Discovery, Health, HostWarning
+from cortex_common.schema.hardware import Discovery, Health, HostWarning
 from cortex_common.schema.instances import (
     EndpointResponse,
     EngineFailures,
@@ -39,7 +38,6 @@ from cortex_common.schema.usage import UsageReport
 from cortex_common.supervision import BackgroundTasks
 from neuron_server import views
 from neuron_server.attached_engines import AttachedEngines
-from neuron_server.device_order import DeviceOrder
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
 from neuron_server.directives import NodeDirectives
 from neuron_server.engine_metrics import EngineReadings, parse_engine_metrics, reports_metrics
@@ -47,6 +45,7 @@ from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.inflight import InflightCounts
+from neuron_server.instance_memory import InstanceMemory
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.state_machine import Instance
 from neuron_server.loader import Loader
@@ -56,7 +55,7 @@ from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.exit_reason import ExitKind
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.recovery import adopt_engines, engine_record, recorded_leaders
-from neuron_server.state_store import PastLoad, StateDir
+from neuron_server.state_store import StateDir
 from neuron_server.unloader import Unloader
 from neuron_server.usage import FailureStreak, FailureStreaks, LastUse
 
@@ -74,9 +73,6 @@ _INSPECTION_S = 5.0
 
 _LAST_USE_SAVE_INTERVAL_S = 60.0
 _READINGS_PER_ATTACHED_REFRESH = 5
-_FREED_TIMEOUT_S = 15.0
-_STOP_WAIT_S = 60.0
-"""Seconds that a stop waits for an engine that is loading on the same device and sizes itself."""
 
 
 class Runtime:
@@ -135,7 +131,9 @@ class Runtime:
         self._clock = clock
         self._supervisor = Supervisor(state.owner, cgroups)
         self._memory = MemoryAccounting(config, host)
-        self._device_order = DeviceOrder()
+        self._instance_memory = InstanceMemory(
+            self._memory, self, self.instances, host, state, clock
+        )
         self._loader = Loader(
             registry,
             self.instances,
@@ -156,8 +154,8 @@ class Runtime:
             self,
             clock,
             free_mb=self._memory.free_mb,
-            before_stop=self._save_past_load,
-            stopping=self._stopping,
+            before_stop=self._instance_memory.save_past_load,
+            stopping=self._instance_memory.stopping,
             after_stop=lambda instance: self._remove(instance.id),
         )
         self._started_at = clock.monotonic()
@@ -399,11 +397,11 @@ class Runtime:
         else:
             self._save_record(managed)
         if instance.state is InstanceState.READY and before.state is InstanceState.LOADING:
-            self._save_past_load(instance)
+            self._instance_memory.save_past_load(instance)
             if self.last_use.idle_s(instance.id) is None:
                 self.last_use.record(instance.id)  # idle from here on
         elif instance.failure == ExitKind.OUT_OF_MEMORY and instance.state is not before.state:
-            self._save_out_of_memory(before)
+            self._instance_memory.save_out_of_memory(before)
         self.changes.increment()
 
     def pick_port(self, instance: InstanceId) -> int:
@@ -413,7 +411,7 @@ class Runtime:
 
     def held_mb(self, instance: InstanceId) -> int:
         """Return the MiB per device that an instance holds or has reserved."""
-        return self._memory.held_mb(self.current(instance))
+        return self._instance_memory.held_mb(instance)
 
     async def readmit(self, instance: InstanceId) -> None:
         """Reserve memory for the restart of an instance's engine.
@@ -421,59 +419,11 @@ class Runtime:
         Raises:
             DoesNotFit: another process has taken the memory meanwhile.
         """
-        restarting = self.current(instance)
-        past = self._past_load(restarting) or PastLoad()
-        too_small = -1 if past.too_small_mb is None else past.too_small_mb
-        size = max(restarting.peak_mb or restarting.granted_mb, too_small + 1)
-        deadline = self._clock.monotonic() + _FREED_TIMEOUT_S
-        while True:
-            await self.measure()
-            restarting = self.current(instance)
-            try:
-                granted = self._memory.readmit(restarting, size, self.instances.snapshots)
-            except DoesNotFit:
-                if self._clock.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(
-                    READING_INTERVAL_S
-                )  # drivers free memory some time after an engine ends
-            else:
-                self.update(dataclasses.replace(restarting, granted_mb=granted, held_mb=None))
-                return
+        await self._instance_memory.readmit(instance)
 
-    @contextlib.asynccontextmanager
-    async def loading(self, instance: InstanceId) -> AsyncIterator[None]:
-        """Wait for the instance's turn on its devices, and attribute memory to it once it is loaded."""
-        managed = self.instances[instance]
-        devices = self._gpus(managed.instance)
-        if not devices or managed.runner.engine is not None:
-            yield
-            return
-        exclusive = (
-            managed.entry.harness.capabilities.sizes_itself or not self.host.attributes_memory
-        )
-        if self._device_order.must_wait(devices, exclusive=exclusive):
-            stage = "waiting for another engine that starts or stops on its device"
-            self.update(dataclasses.replace(managed.instance, stage=stage))
-        async with self._device_order.turn(devices, exclusive=exclusive) as turn:
-            await self.measure()
-            before = self._memory.used_mb(devices)
-            yield
-            if turn.alone and not self._memory.is_attributed(managed.instance):
-                attributed = self._memory.attribute(managed.instance, before)
-                managed.instance = self._memory.with_measurements(attributed)
-
-    @contextlib.asynccontextmanager
-    async def _stopping(self, instance: Instance) -> AsyncIterator[None]:
-        """Wait until no engine that must not be disturbed is loading on an instance's devices."""
-        own_load = instance.state is InstanceState.LOADING
-        wait_s = 0.0 if own_load else _STOP_WAIT_S
-        async with self._device_order.turn(self._gpus(instance), exclusive=False, wait_s=wait_s):
-            yield
-
-    def _gpus(self, instance: Instance) -> tuple[int, ...]:
-        cuda = DeviceKind.CUDA
-        return tuple(i for i in instance.devices if self._memory.device_kind(i) is cuda)
+    def loading(self, instance: InstanceId) -> AbstractAsyncContextManager[None]:
+        """Return a context in which an instance's engine is started and loads."""
+        return self._instance_memory.loading(instance)
 
     async def measure(self) -> None:
         """Read the devices now and apply the measurements."""
@@ -532,28 +482,6 @@ class Runtime:
     def _last_use_is_stale(self, managed: ManagedInstance) -> bool:
         saved = 0.0 if managed.saved is None else managed.saved.last_used
         return self.last_use.last_used(managed.instance.id) - saved > _LAST_USE_SAVE_INTERVAL_S
-
-    def _past_load(self, instance: Instance) -> PastLoad | None:
-        return self._state.past_load(instance.spec, self._memory.card_key(instance.devices))
-
-    def _save_past_load(self, instance: Instance) -> None:
-        if instance.load_seconds is not None and instance.devices and not instance.attached:
-            load = PastLoad(
-                seconds=instance.load_seconds,
-                per_device_mb=instance.peak_mb or None,
-                budget_mb=instance.budget_mb,
-            )
-            self._state.save_past_load(instance.spec, self._memory.card_key(instance.devices), load)
-
-    def _save_out_of_memory(self, instance: Instance) -> None:
-        """Save that an instance's engine ran out of memory with what it was granted and used."""
-        if not instance.devices or instance.attached:
-            return
-        empty = self._memory.empty_mb(instance.devices, self.instances.snapshots)
-        too_small = min(max(instance.granted_mb, instance.peak_mb), max(0, empty - 1))
-        past = self._past_load(instance) or PastLoad()
-        load = past.model_copy(update={"too_small_mb": max(too_small, past.too_small_mb or 0)})
-        self._state.save_past_load(instance.spec, self._memory.card_key(instance.devices), load)
 
     async def _read_periodically(self) -> None:
         for count in itertools.count(1):

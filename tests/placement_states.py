@@ -11,8 +11,9 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import CapacityCache, Overlay, Reservation
+from cortex_server.placement.capacity import CapacityCache
 from cortex_server.placement.eviction import ModelStats
+from cortex_server.placement.overlay import Overlay, Reservation
 from cortex_server.placement.state import ClusterState
 
 NOW = 1_700_000_000.0

@@ -11,8 +11,9 @@ from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_common.schema.plans import DrainPlan, PlannedMove
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.controller import Controller
-from cortex_server.placement.capacity import MEMORY_HOLDING_STATES, Reservation
+from cortex_server.placement.capacity import MEMORY_HOLDING_STATES
 from cortex_server.placement.load_queue import LoadKey
+from cortex_server.placement.overlay import Reservation
 from cortex_server.placement.plans import Load, Plan, Wait
 from cortex_server.placement.state import PlacementRequest
 

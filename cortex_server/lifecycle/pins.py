@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cortex_common.schema.instances import ModelId
-from cortex_server.placement.capacity import Pins
+from cortex_server.placement.overlay import Pins
 from cortex_server.placement.records import Pin
 
 

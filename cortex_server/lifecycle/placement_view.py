@@ -13,7 +13,8 @@ from cortex_common.schema.instances import InstanceId
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.measurements import CurrentStats, Measurements
 from cortex_server.lifecycle.pins import PinStore
-from cortex_server.placement.capacity import CapacityCache, Overlay, Reservation
+from cortex_server.placement.capacity import CapacityCache
+from cortex_server.placement.overlay import Overlay, Reservation
 from cortex_server.placement.planner import dry_run
 from cortex_server.placement.plans import Plan
 from cortex_server.placement.policy import Policy

@@ -14,7 +14,11 @@ from itertools import combinations
 from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, memory_by_device
+from cortex_server.placement.capacity import (
+    DeviceCapacity,
+    NodeCapacity,
+    memory_by_device,
+)
 from cortex_server.placement.eviction import DEFAULT_STATS, StatsByModel
 
 MAX_MOVABLE = 12

@@ -7,12 +7,12 @@ eviction; waiting for memory that busy or recently loaded instances hold; imposs
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from operator import neg
 
-from cortex_common.schema.fleet import InstanceView, NodeState, NodeView
+from cortex_common.schema.fleet import NodeState, NodeView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_server.placement.capacity import (
@@ -20,7 +20,6 @@ from cortex_server.placement.capacity import (
     NodeCapacity,
     is_serving,
 )
-from cortex_server.placement.eviction import DEFAULT_STATS
 from cortex_server.placement.eviction_candidates import (
     EvictionPlace,
     EvictionRules,
@@ -32,8 +31,6 @@ from cortex_server.placement.failure_backoff import FailureBackoff
 from cortex_server.placement.fit import (
     PlacementConstraints,
     Shape,
-    device_sets,
-    eligible_devices,
     find_free_devices,
     node_refusal,
     possible_shapes,
@@ -42,6 +39,7 @@ from cortex_server.placement.plans import Impossible, Join, Load, Plan, Serve, W
 from cortex_server.placement.policy import Policy, Prefer
 from cortex_server.placement.state import ClusterState, PlacementRequest
 from cortex_server.placement.topology import describe_links
+from cortex_server.placement.waiting import wait_for_capacity
 
 MAX_REFUSALS = 64
 """Limit on the refusals that an impossible plan carries."""
@@ -71,7 +69,7 @@ def plan(request: PlacementRequest, cluster: ClusterState, policy: Policy) -> Pl
         is not None
     ):
         return plan_with_eviction
-    if (wait := _wait_for_capacity(request, candidate_shapes, capacities, cluster)) is not None:
+    if (wait := wait_for_capacity(request, candidate_shapes, capacities, cluster)) is not None:
         return wait
     any_up = any(capacity.node.state is NodeState.UP for capacity in cluster.capacities)
     all_refusals = refusals(
@@ -323,87 +321,6 @@ def _load_after_evictions(place: EvictionPlace, why: str) -> Load:
             d.index: d.available_mb + sum(v.freed_mb.get(d.index, 0) for v in candidates)
             for d in devices
         },
-    )
-
-
-def _wait_for_capacity(
-    request: PlacementRequest,
-    candidate_shapes: Sequence[Shape],
-    capacities: Iterable[NodeCapacity],
-    cluster: ClusterState,
-) -> Wait | None:
-    """Find memory that becomes available without an eviction: ending loads, drains, nodes expected back."""
-    for capacity in cluster.capacities:
-        allowed = request.constraints.node is None or capacity.node.name == request.constraints.node
-        if (
-            allowed
-            and (reason := _expected_back(capacity, request.model_config.harness)) is not None
-        ):
-            return Wait((), reason)
-    for capacity in capacities:
-        if not capacity.in_transition and not capacity.reservations and not request.protected:
-            continue
-        holders = tuple(i.id for i in capacity.instances if _is_in_transition(i, capacity, request))
-        obtainable = _obtainable_by_device(capacity, holders, request, cluster)
-        for shape in candidate_shapes:
-            devices = eligible_devices(request.model_config, capacity, shape, request.constraints)
-            sufficient = tuple(
-                d
-                for d in devices
-                if d.available_mb + obtainable.get(d.index, 0) >= shape.needed_mb(d)
-            )
-            sets = device_sets(sufficient, shape.devices, mixed=request.model_config.mixed_devices)
-            if (holders or capacity.reservations) and next(sets, None) is not None:
-                return Wait(holders, f"memory on {capacity.node.name} is in use or becoming free")
-    return None
-
-
-def _expected_back(capacity: NodeCapacity, harness: str) -> str | None:
-    """Return why a node that is not up may be up again soon; None when it is up or not expected back."""
-    node = capacity.node
-    if node.state is NodeState.CONNECTING:
-        return f"node {node.name} has not reported yet"
-    if node.is_expected_back and harness in node.harnesses:
-        return f"node {node.name} was up until a moment ago"
-    return None
-
-
-def _obtainable_by_device(
-    capacity: NodeCapacity,
-    holders: Sequence[InstanceId],
-    request: PlacementRequest,
-    cluster: ClusterState,
-) -> Mapping[int, int]:
-    """Return the MiB by device held by pending loads, by instances in transition, and by those evictable later."""
-    obtainable: dict[int, int] = {}
-    for reservation in capacity.reservations:
-        for index in reservation.devices:
-            obtainable[index] = obtainable.get(index, 0) + reservation.device_mb
-    for i in capacity.instances:
-        if i.id in holders or (request.may_evict and _is_evictable_later(i, request, cluster)):
-            for index, mb in capacity.memory_of(i).items():
-                obtainable[index] = obtainable.get(index, 0) + mb
-    return obtainable
-
-
-def _is_in_transition(
-    instance: InstanceView, capacity: NodeCapacity, request: PlacementRequest
-) -> bool:
-    """Return whether an instance's memory may become free or evictable without a decision now."""
-    if not request.may_evict:
-        return instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}
-    return instance.id in capacity.in_transition or (
-        instance.id in request.protected and not instance.pinned
-    )
-
-
-def _is_evictable_later(
-    instance: InstanceView, request: PlacementRequest, cluster: ClusterState
-) -> bool:
-    """Return whether the instance may be evicted once it is idle and its residency is over."""
-    stats = cluster.stats.get(instance.model, DEFAULT_STATS)
-    return (
-        not instance.pinned and instance.model != request.model_config.id and not stats.min_replicas
     )
 
 

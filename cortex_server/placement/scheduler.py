@@ -24,9 +24,9 @@ from cortex_common.errors import Conflict, CortexError
 from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.instances import OUT_OF_MEMORY, InstanceId, InstanceState, ModelId
 from cortex_server.placement import load_errors
-from cortex_server.placement.capacity import Overlay, Pins, Reservation
 from cortex_server.placement.failure_backoff import FailureBackoff
 from cortex_server.placement.load_queue import LoadKey, LoadQueue, LoadQueues, LoadRequest
+from cortex_server.placement.overlay import Overlay, Pins, Reservation
 from cortex_server.placement.pending_loads import Effects, LoadOrder, PendingLoad, Stage
 from cortex_server.placement.planner import find_existing, plan_with_failures
 from cortex_server.placement.plans import Impossible, Join, Load, Serve, Wait

@@ -19,10 +19,11 @@ from cortex_common.schema.fleet import (
     NodeView,
 )
 from cortex_common.schema.instances import OUT_OF_MEMORY, InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import CapacityCache, Overlay
+from cortex_server.placement.capacity import CapacityCache
 from cortex_server.placement.eviction import StatsByModel
 from cortex_server.placement.fit import Size, SizeKey, SizeSource, size_key
 from cortex_server.placement.load_queue import LoadKey, LoadRequest
+from cortex_server.placement.overlay import Overlay
 from cortex_server.placement.pending_loads import Effects, LoadOrder
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler

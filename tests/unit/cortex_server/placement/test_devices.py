@@ -9,8 +9,8 @@ from placement_states import cluster, device, instance, model_config, node
 
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import ModelId
-from cortex_server.placement.capacity import Overlay, Reservation
 from cortex_server.placement.fit import Size, SizeSource, size_key
+from cortex_server.placement.overlay import Overlay, Reservation
 from cortex_server.placement.planner import plan
 from cortex_server.placement.plans import Impossible, Load
 from cortex_server.placement.policy import Policy

@@ -21,10 +21,7 @@ from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_server.placement.capacity import (
-    EMPTY_OVERLAY,
     CapacityCache,
-    Overlay,
-    Reservation,
     memory_by_device,
     node_capacity,
 )
@@ -38,6 +35,7 @@ from cortex_server.placement.fit import (
     possible_shapes,
     size_key,
 )
+from cortex_server.placement.overlay import EMPTY_OVERLAY, Overlay, Reservation
 from cortex_server.placement.planner import plan
 from cortex_server.placement.plans import Impossible, Join, Load, Serve, Wait
 from cortex_server.placement.policy import Policy, Prefer, Strategy

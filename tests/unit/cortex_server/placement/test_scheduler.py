@@ -18,11 +18,12 @@ from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_common.schema.plans import PlanView
 from cortex_server.lifecycle.views import plan_view
 from cortex_server.placement import load_errors
-from cortex_server.placement.capacity import CapacityCache, Overlay
+from cortex_server.placement.capacity import CapacityCache
 from cortex_server.placement.eviction import ModelStats
 from cortex_server.placement.failure_backoff import FailureRecord
 from cortex_server.placement.fit import PlacementConstraints
 from cortex_server.placement.load_queue import LoadKey, LoadRequest
+from cortex_server.placement.overlay import Overlay
 from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.planner import dry_run
 from cortex_server.placement.plans import Impossible
