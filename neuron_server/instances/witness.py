@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cortex_common.schema.instances import InstanceId
 from neuron_server.instances.runner_protocol import RunnerHost
+from neuron_server.process.descriptors import can_open_file
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.process_table import read_table
 from neuron_server.process.tcp_progress import acknowledged_bytes
@@ -44,8 +45,8 @@ class EngineWitness:
         return table.cpu_seconds(self._engine.pids(table))
 
     async def is_healthy(self) -> bool:
-        """Return whether its health check succeeds."""
-        return await self._is_healthy()
+        """Return whether its health check succeeds, or fails for want of descriptors, which is the neuron's own fault."""
+        return await self._is_healthy() or not can_open_file()
 
     async def in_flight(self) -> int:
         """Return its requests in flight."""
