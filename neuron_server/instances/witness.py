@@ -45,7 +45,7 @@ class EngineWitness:
         return table.cpu_seconds(self._engine.pids(table))
 
     async def is_healthy(self) -> bool:
-        """Return whether its health check succeeds, or fails for want of descriptors, which is the neuron's own fault."""
+        """Return whether its health check succeeds; one that fails for want of descriptors says nothing."""
         return await self._is_healthy() or not can_open_file()
 
     async def in_flight(self) -> int:
