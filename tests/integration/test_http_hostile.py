@@ -35,9 +35,9 @@ def statuses(answer: bytes) -> list[bytes]:
     return [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
 
 
-@pytest.mark.parametrize("count", [300, 5000])
-async def test_pipelined_upgrades_are_declined_one_by_one(rig: ProxyRig, count: int):
+async def test_pipelined_upgrades_are_declined_one_by_one(rig: ProxyRig):
     """Each offer to switch protocols is ignored, however many come in one write."""
+    count = 300
     last = HEALTH + b"connection: close\r\n\r\n"
     answer = await exchange(rig, (HEALTH + UPGRADE + b"\r\n") * count + last)
     assert statuses(answer) == [b"200"] * (count + 1)

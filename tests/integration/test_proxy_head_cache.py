@@ -76,7 +76,7 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
             writer.write(sent)
             assert await answer(reader) == (200, expected)
         writer.write(b"GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert (await answer(reader))[0] == 404
+        assert (await answer(reader))[0] == 401  # not for strangers
         writer.write(sent)
         assert await answer(reader) == (200, expected)
         body = sent.partition(b"\r\n\r\n")[2]
@@ -110,7 +110,10 @@ async def test_a_revoked_key_is_rejected_on_an_open_connection():
 @pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/completions"])
 async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
     """Over one kept connection, engine responses with equal and with different heads are parsed."""
-    bodies = [json.dumps({"choices": ["x" * n]}).encode() for n in (5, 5, 9, 2000, 0)]
+    bodies = [
+        json.dumps({"choices": [{"text": "x" * n, "finish_reason": "stop"}]}).encode()
+        for n in (5, 5, 9, 2000, 0)
+    ]
     answers = [
         *map(http_response, bodies),
         http_response(bodies[0], kind=b"application/x-other"),
