@@ -24,13 +24,14 @@ class Conversation:
     """Chat messages under construction. Turns are added in the order in which the client sent them.
 
     Attributes:
-        messages: the messages built so far; complete after `finish`.
         call_ids: ids of all tool calls in earlier turns.
     """
 
     def __init__(self) -> None:
-        self.messages: list[Message] = []
         self.call_ids: set[str] = set()
+        self._messages: list[Message] = []
+        self._system_texts: list[str] = []
+        self._user_parts: list[Part] = []
         self._unanswered: set[str] = set()
         self._deferred: list[str] = []
 
@@ -42,8 +43,8 @@ class Conversation:
         """
         if not text:
             return
-        if not self.messages or (len(self.messages) == 1 and self.messages[0].role == "system"):
-            self._extend_system_message(text)
+        if not self._messages and not self._user_parts:
+            self._system_texts.append(text)
         elif self._unanswered:
             self._deferred.append(text)
         else:
@@ -51,24 +52,18 @@ class Conversation:
 
     def add_user(self, parts: Iterable[Part]) -> None:
         """Add a user turn, merged with a preceding user turn so that roles alternate."""
-        merged = list(parts)
-        if not merged:
-            return
-        last = self.messages[-1] if self.messages else None
-        if last is not None and last.role == "user":
-            merged = [*_parts(last), *merged]
-            self.messages.pop()
-        self.messages.append(Message("user", _collapse(merged)))
+        self._user_parts.extend(parts)
 
     def add_assistant(self, text: str, reasoning: str, calls: list[ToolCall]) -> None:
         """Add an assistant turn; pass an empty `reasoning` for engines that don't accept it."""
         self._flush_deferred()
+        self._flush_user()
         message = Message("assistant", text)
         if reasoning:
             message.reasoning_content = reasoning
         if calls:
             message.tool_calls = calls
-        self.messages.append(message)
+        self._messages.append(message)
         self._unanswered = {call.id for call in calls}
         self.call_ids |= self._unanswered
 
@@ -78,7 +73,8 @@ class Conversation:
         count = 0
         for output in outputs:
             count += 1
-            self.messages.append(Message("tool", output.text, tool_call_id=output.call_id))
+            self._flush_user()
+            self._messages.append(Message("tool", output.text, tool_call_id=output.call_id))
             self._unanswered.discard(output.call_id)
             images += output.images
         self.add_user(images)
@@ -88,24 +84,21 @@ class Conversation:
     def finish(self) -> list[Message]:
         """Add deferred instructions and return all messages."""
         self._flush_deferred()
-        return self.messages
+        self._flush_user()
+        if self._system_texts:
+            return [Message("system", "\n\n".join(self._system_texts)), *self._messages]
+        return self._messages
 
-    def _extend_system_message(self, text: str) -> None:
-        if self.messages:
-            self.messages[0].content = f"{self.messages[0].content}\n\n{text}"
-        else:
-            self.messages.append(Message("system", text))
+    def _flush_user(self) -> None:
+        if self._user_parts:
+            self._messages.append(Message("user", _collapse(self._user_parts)))
+            self._user_parts = []
 
     def _flush_deferred(self) -> None:
         deferred, self._deferred = self._deferred, []
         self._unanswered = set()
         for text in deferred:
             self.add_system(text)
-
-
-def _parts(message: Message) -> list[Part]:
-    content = message.content
-    return [TextPart(content)] if isinstance(content, str) else list(content)
 
 
 def _collapse(parts: list[Part]) -> str | list[Part]:

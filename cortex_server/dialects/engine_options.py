@@ -72,7 +72,7 @@ def without_named_tool_choice(body: bytes) -> bytes:
         name = _named_functions.decode(fields["tool_choice"]).function.name
         tools = _arrays.decode(fields["tools"])
         only = [tool for tool in tools if _named_functions.decode(tool).function.name == name]
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return body
     if not only:
         return body

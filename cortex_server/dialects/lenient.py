@@ -60,12 +60,14 @@ def decode_leniently(data: bytes) -> Json:
     """
     try:
         value = _decoder.decode(_without_single_surrogates(data.decode("utf-8", "replace")))
+        if isinstance(value, dict):
+            _convert_response(value)
+            return value
+    except UnreadableContent:
+        raise
     except (ValueError, RecursionError):
-        raise UnreadableContent("it is not JSON") from None
-    if not isinstance(value, dict):
-        raise UnreadableContent("it is not a JSON object")
-    _convert_response(value)
-    return value
+        raise UnreadableContent("it is not JSON, or nested too deep") from None
+    raise UnreadableContent("it is not a JSON object")
 
 
 def lenient_string(data: bytes) -> str:

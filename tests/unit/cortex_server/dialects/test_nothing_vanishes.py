@@ -264,6 +264,18 @@ def test_surrogates_split_between_chunks_are_rejoined(
     assert client(data, []) == ("", text)
 
 
+@pytest.mark.parametrize("client", _CLIENTS, ids=lambda client: client.__name__)
+@pytest.mark.parametrize("odd", ["", '"id":NaN,'])
+@pytest.mark.parametrize("key", ["x", "prompt_tokens_details"])
+def test_json_of_any_depth_is_handled(client: Callable[..., Received], odd: str, key: str) -> None:
+    """Around the depth at which decoders give up, all text arrives or there is an error."""
+    text = '"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]'
+    for depth in [1, 50, *range(150, 1100, 95), 100_000]:
+        nested = '{"usage":' + f'{{"{key}":' * depth + "1" + "}" * depth + "}"
+        event = f'data: {{{odd}{text},"usage":{nested[9:-1]}}}\n\n'.encode()
+        assert client(event + sse_stream(chunk(finish="stop")), []) in {None, ("", "a")}
+
+
 def _whole(message: dict[str, Any], finish: Any = "stop", **fields: Any) -> bytes:
     body = {"id": "1", "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
     return json.dumps(body | fields).encode()
