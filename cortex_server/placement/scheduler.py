@@ -108,7 +108,9 @@ class Scheduler:
         )
 
     def next_wake(self) -> float | None:
-        """Return when `step` is due even without an event, in monotonic seconds."""
+        """Return when `step` is due even without an event, in monotonic seconds; None if nothing is waited for."""
+        if not self._queues and not self._loads:
+            return None  # what was due for a request that has left since is due no more
         times = [t for t in (self._wake, self._queues.next_deadline()) if t is not None]
         return min(times, default=None)
 

@@ -195,6 +195,24 @@ async def test_an_xid_is_an_event_and_a_lasting_warning(runtime: Runtime, gpus: 
     assert runtime.status(lambda _: "http://127.0.0.1:1").discovery != before
 
 
+async def test_failed_loads_leave_no_tasks_behind(runtime: Runtime):
+    """A load that hangs and is unloaded, and one whose engine runs out of memory, end all that they started."""
+    before = {task.get_name() for task in asyncio.all_tasks()}
+    await runtime.load(fake("hangs", "--hang-at-load"))
+    async with asyncio.timeout(60):
+        async for _ in runtime.changes.subscribe(1.0):
+            if any(e.event == "engine_started" for _, e in runtime.events.since(0)):
+                break
+    await runtime.unload(UnloadRequest(model_id="hangs"))
+    await runtime.load(fake("greedy", "--oom-at-load"))
+    async with asyncio.timeout(60):
+        async for _ in runtime.changes.subscribe(1.0):
+            if runtime.models(lambda _: "")[0].status is InstanceState.FAILED:
+                break
+        while {task.get_name() for task in asyncio.all_tasks()} - before:
+            await asyncio.sleep(0)
+
+
 async def test_instances_on_a_gpu_that_fell_off_the_bus_are_out_of_service(
     runtime: Runtime, gpus: list[LiveGpu]
 ):

@@ -761,3 +761,19 @@ def test_attempts_end_after_a_few_engines_ran_out_of_memory():
         attempts += 1
     assert attempts == MAX_OUT_OF_MEMORY
     assert isinstance(bench.answers[waiter], LoadFailed)
+
+
+def test_nothing_is_due_for_a_request_that_has_left() -> None:
+    """A request that waited for patience to end, and left, leaves no time behind at which the scheduler is due."""
+    bench = Bench(Policy(patience_s=5.0))
+    bench.totals = {"n1": 100, "n2": 0}
+    bench.instances = {
+        (busy := instance("b", mb=100, in_flight=1)).id: busy,
+    }
+    request = LoadRequest(1, model_config("a"), LoadKey("a"), bench.now, bench.now + 60.0)
+    bench.scheduler.enqueue(request, bench.now)
+    bench.step()
+    assert bench.scheduler.next_wake() is not None
+    bench.scheduler.cancel(1)
+    bench.now += 100.0
+    assert bench.scheduler.next_wake() is None
