@@ -106,7 +106,8 @@ class Gateway:
         self.fleet.certificates = self._certificates
         self.fleet.settings = lambda: self.reloader.view if self.reloader else SettingsView()
         self.metrics.snapshot = lambda: self.fleet.snapshot
-        self.fleet.warnings = self.tasks.warnings
+        self.fleet.warnings = lambda: (*self.tasks.warnings(), *self._database.warnings())
+        self.metrics.write_failures = lambda: self._database.write_failures
         self.metrics.task_failures = lambda: self.tasks.failures
         self._membership = Membership(self.fleet, self.tasks)
         self._usage_reporter = UsageReporter(self._membership.clients, clock)

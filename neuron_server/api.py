@@ -173,6 +173,7 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
             runtime.certificates(),
             runtime.tasks.failures,
             await runtime.engine_metrics(),
+            runtime.state_write_failures,
         )
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

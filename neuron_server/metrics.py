@@ -24,7 +24,8 @@ def exposition(
     status: NodeStatus,
     certificates: Iterable[Certificate],
     tasks: Iterable[TaskFailures],
-    engines: Iterable[EngineReadings] = (),
+    engines: Iterable[EngineReadings],
+    write_failures: int,
 ) -> bytes:
     """Return the metrics of a node in Prometheus's text format.
 
@@ -33,9 +34,10 @@ def exposition(
         certificates: the certificates that the neuron uses.
         tasks: the failures of its background tasks.
         engines: what its engines report about themselves.
+        write_failures: writes to its state directory that failed.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(status, certificates, tasks, engines))
+    registry.register(_NodeCollector(status, certificates, tasks, engines, write_failures))
     return generate_latest(registry)
 
 
@@ -46,9 +48,11 @@ class _NodeCollector(Collector):
         certificates: Iterable[Certificate],
         tasks: Iterable[TaskFailures],
         engines: Iterable[EngineReadings],
+        write_failures: int,
     ) -> None:
         self._engines = engines
         self._status = status
+        self._write_failures = write_failures
         self._tasks = tasks
         self._certificates = certificates
 
@@ -78,7 +82,12 @@ class _NodeCollector(Collector):
         )
         for failed in self._tasks:
             tasks.add_metric([failed.task], failed.count)
-        yield from (expiry, failures, tasks)
+        writes = CounterMetricFamily(
+            "cortex_neuron_state_write_failures",
+            "Failed writes to the state directory, such as on a full disk",
+        )
+        writes.add_metric([], self._write_failures)
+        yield from (expiry, failures, tasks, writes)
 
 
 def _engine_metrics(engines: Iterable[EngineReadings]) -> Iterator[Metric]:

@@ -340,6 +340,11 @@ class Runtime:
             directives=self.directives.all(),
         )
 
+    @property
+    def state_write_failures(self) -> int:
+        """Writes to the state directory that failed."""
+        return self._state.write_failures
+
     def record_usage(self, report: UsageReport) -> None:
         """Take a gateway's report about the use of instances."""
         existing = {instance.id for instance in self.instances.snapshots}

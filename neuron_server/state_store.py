@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cortex_common.config.secrets import secret_values
 from cortex_common.log import event
-from cortex_common.net.state_dir import lock_state_dir, state_dir_error
+from cortex_common.net.state_dir import describe_write_failure, lock_state_dir, state_dir_error
 from cortex_common.schema.base import WireModel
 from cortex_common.schema.bounds import (
     Count,
@@ -99,6 +99,7 @@ class StateDir:
 
     Attributes:
         node_id: identifies the node among all nodes, whatever its addresses and host names are.
+        write_failures: writes that failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,6 +109,7 @@ class StateDir:
         self._cycles_file = self.path / "attached.json"
         self._directives_file = self.path / "directives.json"
         self._write_errors: dict[Path, str] = {}
+        self.write_failures = 0
         self._lock = lock_state_dir(self.path, "neuron")
         try:
             self._records_dir.mkdir(mode=0o700, exist_ok=True)  # specs can contain tokens
@@ -137,13 +139,12 @@ class StateDir:
                 EngineLog(path).remove()
 
     def warnings(self) -> Iterator[HostWarning]:
-        """Yield a warning if the last write of a record failed."""
-        errors = (e for path, e in self._write_errors.items() if path.parent == self._records_dir)
-        if (error := next(errors, None)) is not None:
+        """Yield a warning if the last write of a file failed."""
+        for path, error in tuple(self._write_errors.items())[:1]:
             yield HostWarning(
                 code="state_write_failed",
-                message=f"{self.path} can't be written to: {error}; "
-                "engines started in the meantime can't be adopted when the neuron restarts",
+                message=f"{describe_write_failure(path, error)}; meanwhile, what this node learns is lost when it "
+                "restarts, and its engines can't be adopted",
             )
 
     def save_record(self, record: EngineRecord) -> bool:
@@ -241,6 +242,7 @@ class StateDir:
             if path not in self._write_errors:
                 event(log, "state_write_failed", logging.WARNING, path=path, reason=error)
             self._write_errors[path] = error.strerror or str(error)
+            self.write_failures += 1
             return False
         self._write_errors.pop(path, None)
         return True

@@ -341,6 +341,12 @@ class GatewayCollector(Collector):
         for failed in metrics.task_failures():
             tasks.add_metric([failed.task], failed.count)
         yield tasks
+        writes = CounterMetricFamily(
+            "cortex_database_write_failures",
+            "Failed transactions of the database, such as on a full disk",
+        )
+        writes.add_metric([], metrics.write_failures())
+        yield writes
         if metrics.snapshot is not None:
             yield from _fleet_metrics(metrics.snapshot())
 

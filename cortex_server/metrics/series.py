@@ -165,6 +165,7 @@ class Metrics:
         lag: seconds by which the event loop was late, sampled a few times per second.
         queue: returns the numbers of admitted and of queued requests at scrape time.
         counters: loads, unloads, drains and restarts.
+        write_failures: returns the number of failed writes to the database at scrape time.
         task_failures: returns the failures of background tasks at scrape time.
     """
 
@@ -177,6 +178,7 @@ class Metrics:
         self.overhead = Histogram(_OVERHEAD)
         self.lag = Histogram(_LAG_SECONDS)
         self.queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.write_failures: Callable[[], int] = int
         self.task_failures: Callable[[], tuple[TaskFailures, ...]] = tuple
         self.counters = FleetCounters()
 

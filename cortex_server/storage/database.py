@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -16,7 +17,7 @@ import msgspec
 
 from cortex_common.errors import ConfigError, Unavailable
 from cortex_common.log import event
-from cortex_common.net.state_dir import state_dir_error
+from cortex_common.net.state_dir import describe_write_failure, state_dir_error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,9 +73,14 @@ class Database:
 
     Raises:
         ConfigError: the file cannot be opened or created, or it is damaged or empty.
+
+    Attributes:
+        write_failures: transactions that failed.
     """
 
     def __init__(self, path: Path | None) -> None:
+        self.write_failures = 0
+        self._problem: str | None = None
         self._path = path
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="database")
         try:
@@ -119,9 +125,28 @@ class Database:
         self._executor.submit(self._connection.close).result()
         self._executor.shutdown()
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what prevents writes at present, as text for operators."""
+        return () if self._problem is None else (self._problem,)
+
     def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._connection:
-            return work(self._connection)
+        changes = self._connection.total_changes
+        try:
+            with self._connection:
+                result = work(self._connection)
+        except sqlite3.OperationalError as error:
+            self._record_failure(error)
+            raise
+        if self._connection.total_changes != changes:
+            self._problem = None
+        return result
+
+    def _record_failure(self, error: sqlite3.Error) -> None:
+        self.write_failures += 1
+        text = str(error) if self._path is None else describe_write_failure(self._path, error)
+        if self._problem is None:
+            event(log, "database_write_failed", logging.ERROR, reason=text)
+        self._problem = f"{text}; keys, usage and history are lost when the gateway stops"
 
     def _unusable(self, error: sqlite3.Error) -> ConfigError:
         return ConfigError(
@@ -174,13 +199,20 @@ def _open(path: Path | None) -> sqlite3.Connection:
     if path is not None:
         with contextlib.suppress(OSError):  # SQLite reports it below, with the same path
             if not path.exists():
-                _create(path)
+                try:
+                    _create(path)
+                except (OSError, sqlite3.OperationalError) as error:
+                    if not _lacks_room(error):
+                        raise
+                    event(log, "database_not_created", logging.ERROR, path=path, reason=error)
+                    path = None
             # SQLite would accept an empty file as a new database.
-            if not path.stat().st_size:
+            if path is not None and not path.stat().st_size:
                 raise sqlite3.DatabaseError("the file is empty, so its contents are lost")
     connection = sqlite3.connect(path or ":memory:", timeout=BUSY_TIMEOUT_S)
     try:
-        connection.execute("pragma journal_mode = wal")
+        # Not WAL: its index is a file mapped into memory, and on a full or frozen disk an access kills the process.
+        connection.execute("pragma journal_mode = delete")
         (result,) = connection.execute("pragma quick_check(1)").fetchone()
         if result != "ok":
             raise sqlite3.DatabaseError(result)
@@ -190,13 +222,18 @@ def _open(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
+def _lacks_room(error: Exception) -> bool:
+    """Return whether a file could not be created because the disk is full."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
 def _create(path: Path) -> None:
     """Create the file under a temporary name, so that an interrupted first start does not look like a damaged file."""
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600)  # hashes of keys, and who used what, are not for other users
     with contextlib.closing(sqlite3.connect(temporary)) as connection:
-        connection.execute(
-            "pragma journal_mode = wal"
-        )  # writes the header, so that the file is not empty
+        connection.execute("pragma user_version = 1")  # so that the file is not empty
     temporary.replace(path)

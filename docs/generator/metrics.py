@@ -106,5 +106,6 @@ def _neuron_families() -> Iterator[Metric]:
         (Certificate(file="", expires_at=0.0),),
         (TaskFailures("", 1, "", 0.0),),
         (engine,),
+        0,
     )
     yield from text_string_to_metric_families(text.decode())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection
 from pathlib import Path
@@ -15,6 +17,11 @@ from typing import BinaryIO
 
 from cortex_common.config.secrets import hide_values
 from cortex_common.errors import LoadFailed
+from cortex_common.log import event
+
+log = logging.getLogger(__name__)
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 MAX_BYTES = 4 * 1024 * 1024
 _MAX_TAIL_BYTES = 64 * 1024
@@ -39,16 +46,19 @@ class EngineLog:
         self._max_bytes = max_bytes
 
     def open_for_engine(self) -> BinaryIO:
-        """Open the file for an engine's stdout and stderr.
+        """Open the file for an engine's stdout and stderr; on a full or read-only disk, the output is discarded.
 
         Raises:
-            LoadFailed: it can't be created.
+            LoadFailed: it can't be created for another reason.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(self.path, flags, 0o600)
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                event(log, "engine_log_discarded", logging.WARNING, path=self.path, reason=error)
+                return Path(os.devnull).open("wb", buffering=0)
             reason = error.strerror or error
             raise LoadFailed(f"the engine's log {self.path} can't be written: {reason}") from error
         return os.fdopen(descriptor, "wb", buffering=0)

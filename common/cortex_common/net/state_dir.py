@@ -44,3 +44,16 @@ def state_dir_error(path: Path, daemon: str, error: OSError) -> ConfigError:
         f"can't use {path}: {error.strerror or error}",
         hints=(f"set state_dir in [{daemon}], or CORTEX_{daemon.upper()}__STATE_DIR",),
     )
+
+
+def describe_write_failure(path: Path, reason: object) -> str:
+    """Return the text for operators about a file that can't be written, with its file system."""
+    return f"{path} can't be written: {reason} (file system mounted at {mount_point(path)})"
+
+
+def mount_point(path: Path) -> Path:
+    """Return the directory at which the file system of a path is mounted."""
+    current = path.absolute()
+    while not os.path.ismount(current) and current != current.parent:
+        current = current.parent
+    return current

@@ -17,7 +17,7 @@ from cortex_common.clock import SystemClock
 from cortex_common.config.loader import load
 from cortex_common.config.neuron import NeuronConfig, parse_headroom_mib
 from cortex_common.errors import ConfigError, Conflict
-from cortex_common.net.state_dir import lock_state_dir
+from cortex_common.net.state_dir import lock_state_dir, mount_point
 from cortex_common.schema.directives import Directive, DirectiveKind
 from cortex_common.schema.instances import InstanceId, LoadSpec
 from neuron_server.process.engine_log import EngineLog
@@ -62,6 +62,20 @@ def test_damaged_state_is_set_aside(tmp_path: Path) -> None:
     assert again.node_id == node_id
     again.close()
     assert all((first.path / f"{name}.damaged").exists() for name in files)
+
+
+def test_state_that_cannot_be_written_is_reported(state: StateDir) -> None:
+    """A failed write of any file is a warning with its file system, and counted, until it succeeds."""
+    blocker = state.path / "directives.json"
+    blocker.mkdir()
+    assert not state.save_directives([])
+    (warning,) = state.warnings()
+    assert f"{blocker} can't be written: " in warning.message
+    assert f"mounted at {mount_point(blocker)}" in warning.message
+    assert state.write_failures == 1
+    blocker.rmdir()
+    assert state.save_directives([])
+    assert list(state.warnings()) == []
 
 
 def record(name: str, pid: int = 1) -> EngineRecord:
@@ -132,7 +146,7 @@ def test_a_state_directory_has_one_owner(tmp_path: Path, daemon: str):
     """A directory in use is refused to another process, and available again once it is released."""
     path = tmp_path / "state"
     script = (
-        "import sys; from pathlib import Path; from cortex_common.net.state_dir import lock_state_dir;"
+        "import sys; from pathlib import Path; from cortex_common.net.state_dir import lock_state_dir, mount_point;"
         "lock_state_dir(Path(sys.argv[1]), sys.argv[2])"
     )
     argv = [sys.executable, "-c", script, str(path), daemon]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cortex_common.errors import ConfigError
+from cortex_common.net.state_dir import mount_point
 from cortex_server.storage.database import FILE_NAME, Database, database_path
 from cortex_server.storage.keys import KeyStore
 
@@ -108,3 +109,33 @@ def test_a_damaged_file_is_never_replaced(tmp_path: Path, damage: str):
         Database(path)
     assert "backup" in caught.value.hints[0]
     assert path.read_bytes() == damaged[damage]
+
+
+async def test_a_full_disk_is_reported_until_a_write_succeeds(tmp_path: Path) -> None:
+    """Failed writes are counted, and named with their file system, until there is room again."""
+    path = tmp_path / "cortex.sqlite"
+    with contextlib.closing(Database(path)) as database:
+        database.create_tables("create table t (v text)")
+        assert database.warnings() == ()
+        await database.run(lambda db: db.execute("pragma max_page_count = 2").fetchall())
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            await database.run(lambda db: db.execute("insert into t values (?)", ["x" * 20_000]))
+        assert await database.run(lambda db: db.execute("select count(*) from t").fetchall()) == [
+            (0,)
+        ]
+        (warning,) = database.warnings()
+        assert f"{path} can't be written: database or disk is full" in warning
+        assert f"mounted at {mount_point(path)}" in warning
+        assert database.write_failures == 1
+        await database.run(lambda db: db.execute("pragma max_page_count = 100000").fetchall())
+        await database.run(lambda db: db.execute("insert into t values ('y')"))
+        assert database.warnings() == ()
+
+
+def test_no_file_is_mapped_into_memory(tmp_path: Path) -> None:
+    """An access to a mapped file on a full or frozen disk would kill the gateway."""
+    with contextlib.closing(Database(tmp_path / "cortex.sqlite")) as database:
+        database.create_tables("create table t (v text)")
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        assert str(tmp_path) not in maps
+        assert not list(tmp_path.glob("*-shm"))
