@@ -48,6 +48,6 @@ def test_values_that_are_no_numbers_are_ignored():
 def test_they_are_exposed_with_instance_and_model():
     """A node's metrics have one series per instance."""
     readings = EngineReadings(InstanceId("i"), ModelId("m"), parse_engine_metrics("vllm", VLLM))
-    text = exposition(NodeStatus(health=Health(uptime_secs=1.0)), (), (), (readings,)).decode()
+    text = exposition(NodeStatus(health=Health(uptime_secs=1.0)), (), (), (readings,), 0).decode()
     assert 'cortex_neuron_engine_requests_running{instance="i",model="m"} 4.0' in text
     assert 'cortex_neuron_engine_prefix_cache_hits_total{instance="i",model="m"} 40.0' in text
