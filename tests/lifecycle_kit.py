@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cache
@@ -22,14 +24,16 @@ from cortex_server.main import Gateway
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 from neuron_server.main import create_runtime, create_server
 from neuron_server.runtime import Runtime
+from neuron_server.token_auth import publish_token
 
+NODE_TOKEN = "token-of-the-neurons-of-these-tests"
 MODEL_MB = 256
 """MiB that a tiny model is promised; its process takes less."""
 
 
 @contextlib.asynccontextmanager
-async def _serving(server: Server, port: int = 0) -> AsyncIterator[str]:
-    with listening(f"127.0.0.1:{port}", "listen") as sock:
+async def _serving(server: Server, sock: socket.socket) -> AsyncIterator[str]:
+    with sock:
         task = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             await until(lambda: server.started or task.done())
@@ -58,6 +62,14 @@ class Neuron:
     runtime: Runtime
 
 
+def port_of_a_node_that_is_off() -> int:
+    """Return a port for `neuron`, of which gateways know before the neuron is started."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = int(reserved.getsockname()[1])
+    publish_token(port, NODE_TOKEN, os.environ)
+    return port
+
+
 @contextlib.asynccontextmanager
 async def neuron(
     directory: Path, memory_mb: int, ports: tuple[int, int] = (18100, 18199), port: int = 0
@@ -65,14 +77,16 @@ async def neuron(
     """Run a neuron whose one device is a budget of RAM."""
     config = NeuronConfig.model_validate(
         {
-            "neuron": {"state_dir": directory / "neuron"},
+            "neuron": {"state_dir": directory / "neuron", "token": NODE_TOKEN},
             "cpu": {"offer": True, "memory_mb": memory_mb},
             "harnesses": [{"name": "embedded", "port_range": ports}],
         }
     )
     runtime = create_runtime(config, None)
     server = create_server(config, runtime)
-    async with _serving(server, port) as url:
+    sock = listening(f"127.0.0.1:{port}", "listen")
+    publish_token(sock.getsockname()[1], runtime.token, os.environ)
+    async with _serving(server, sock) as url:
         try:
             yield Neuron(url, runtime)
         finally:
@@ -111,9 +125,11 @@ async def gateway(
         | sections
     )
     made = Gateway(config, Catalogue(models=models))
+    sock = listening("127.0.0.1:0", "listen")
     async with (
         made.running(),
-        _serving(made.server()) as url,
+        made.serving_operators(sock.getsockname()[1]),
+        _serving(made.server(), sock) as url,
         httpx.AsyncClient(base_url=url, timeout=60.0) as http,
         OperatorClient(url, who="the gateway") as operator,
     ):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
-from lifecycle_kit import MODEL_MB, Served, gateway, neuron, tiny, until
+from lifecycle_kit import (
+    MODEL_MB,
+    Served,
+    gateway,
+    neuron,
+    port_of_a_node_that_is_off,
+    tiny,
+    until,
+)
 
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.operations import (
@@ -149,8 +156,7 @@ async def test_directives_hold_for_every_gateway(tmp_path: Path) -> None:
 async def test_a_cordon_of_a_node_that_is_away_reaches_it_later(tmp_path: Path) -> None:
     """What an operator sets while a node is away is kept there once it is back, and other gateways learn of it."""
     models = (tiny(tmp_path, "a"),)
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
+    port = port_of_a_node_that_is_off()
     url = f"http://127.0.0.1:{port}"
     async with gateway({"here": url}, models) as one, gateway({"here": url}, models) as two:
         await one.operator.cordon(NodeRequest(node="here"))
@@ -173,8 +179,7 @@ async def test_one_neuron_under_two_addresses_is_one_node(tmp_path: Path) -> Non
 async def test_a_preload_is_loaded_when_its_node_appears(tmp_path: Path) -> None:
     """A gateway that starts hours before its node loads what is preloaded once the node is up."""
     models = (tiny(tmp_path, "a", preload=True),)
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
+    port = port_of_a_node_that_is_off()
     async with gateway({"here": f"http://127.0.0.1:{port}"}, models) as served:
         await until(lambda: served.gateway.fleet.state("here") == "unreachable")
         async with neuron(tmp_path, ROOM_MB, port=port):
