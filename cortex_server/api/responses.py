@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from cortex_common.errors import NotFound
 from cortex_common.schema.base import WireModel
 from cortex_server.api.auth_middleware import KEY
+from cortex_server.dialects.responses.history import shorten
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.response_store import OwnResponses, StoredResponse
 
@@ -81,6 +82,6 @@ def _find(own: OwnResponses, response_id: str) -> StoredResponse:
 
 def _not_found(response_id: str) -> NotFound:
     return NotFound(
-        f"there is no response {response_id!r}",
+        f"there is no response {shorten(response_id)}",
         hints=["the gateway keeps recent responses in memory, each for the key that made it"],
     )

@@ -293,15 +293,15 @@ class ProxyRequest:
         assert adapter is not None
         endpoint, reason = None, b""
         candidates = self._candidates()
-        if candidates:
-            try:
+        try:
+            if candidates:
                 endpoint, reason = self.context.load_balancer.choose(
                     candidates, self.head.session, adapter
                 )
-            except CortexError as failed:
-                self.refuse(failed)
-                return
-        local = adapter.local_response(endpoint.traits if endpoint is not None else None)
+            local = adapter.local_response(endpoint.traits if endpoint is not None else None)
+        except CortexError as failed:
+            self.refuse(failed)
+            return
         if local is not None:
             self._respond_locally(local)
         elif endpoint is not None:

@@ -206,6 +206,27 @@ async def test_input_tokens_are_estimated_without_an_engine() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/responses/input_tokens", "input"),
+        ("/v1/responses/compact", "input"),
+        ("/v1/messages/count_tokens", "messages"),
+    ],
+)
+async def test_invalid_request_for_a_count_is_refused(path: str, field: str) -> None:
+    """With a message that names the part, whether or not an engine is asked."""
+    parts = [{"type": "hologram", "text": "x"}]
+    body = {"model": "m", field: [{"role": "user", "content": parts}]}
+    async with (
+        running_proxy({"m": "http://127.0.0.1:1"}) as rig,
+        httpx.AsyncClient(base_url=rig.url) as http,
+    ):
+        refused = await http.post(path, json=body)
+    assert refused.status_code == 400
+    assert f"{field}.0.content.0" in refused.json()["error"]["message"]
+
+
 async def test_custom_tools_work_both_ways() -> None:
     """The model's input arrives as text, and goes back to it as arguments."""
     tool = {"type": "custom", "name": "apply_patch", "description": "Patch files."}

@@ -10,6 +10,9 @@ from msgspec import Struct
 from cortex_common.errors import BadRequest
 from cortex_server.dialects.chat import ImagePart, ImageUrl, Part, TextPart
 
+_MAX_PERCENT_ENCODED = 1 << 16
+"""Characters of a data URL without base64, which is slow to decode."""
+
 
 class FileInput(Struct):
     """A part of type "input_file"; `file_data` is a data URL, or base64 alone."""
@@ -56,6 +59,11 @@ def _decode_data(data: str, path: str) -> tuple[str, bytes]:
     is_url = bool(comma) and head.startswith("data:")
     options = head.removeprefix("data:").lower().split(";") if is_url else [""]
     if is_url and "base64" not in options[1:]:
+        if len(rest) > _MAX_PERCENT_ENCODED:
+            raise BadRequest(
+                f"{path}.file_data: more than {_MAX_PERCENT_ENCODED} characters must be base64",
+                param=f"{path}.file_data",
+            )
         return options[0], unquote_to_bytes(rest)
     try:
         return options[0], base64.b64decode(rest if is_url else data, validate=True)

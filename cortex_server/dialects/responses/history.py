@@ -12,6 +12,8 @@ from cortex_common.errors import BadRequest, ItemNotFound, PreviousResponseNotFo
 from cortex_server.dialects.json_input import decode
 from cortex_server.dialects.responses.parameters import ResponsesRequest
 
+_LONGEST_ID = 64
+
 _HINT = "The gateway keeps recent responses in memory; send the items themselves in input."
 
 
@@ -66,7 +68,7 @@ def resolve_input(request: ResponsesRequest, stored: StoredItems) -> Input:
         found = stored.conversation(previous)
         if found is None:
             raise PreviousResponseNotFound(
-                f"previous_response_id: there is no response {previous!r}",
+                f"previous_response_id: there is no response {shorten(previous)}",
                 param="previous_response_id",
                 hints=(_HINT,),
             )
@@ -86,5 +88,12 @@ def _resolve(raw: Raw, path: str, stored: StoredItems) -> Raw:
         raise BadRequest(f"{path}: the item has neither a type nor an id", param=path)
     found = stored.item(item.id)
     if found is None:
-        raise ItemNotFound(f"{path}: there is no item {item.id!r}", param=path, hints=(_HINT,))
+        raise ItemNotFound(
+            f"{path}: there is no item {shorten(item.id)}", param=path, hints=(_HINT,)
+        )
     return found
+
+
+def shorten(sent_id: str) -> str:
+    """Return an id that a client sent for an error message: quoted, and not longer than ids are."""
+    return repr(sent_id if len(sent_id) <= _LONGEST_ID else f"{sent_id[:_LONGEST_ID]}...")

@@ -109,6 +109,9 @@ class DialectAdapter(Protocol):
 
         Args:
             traits: Capabilities of the chosen engine; None when no instance is ready.
+
+        Raises:
+            BadRequest: The request is invalid.
         """
         ...
 

@@ -16,6 +16,7 @@ from rigs.lazy_import import openai
 
 from cortex_common.errors import (
     BadRequest,
+    CortexError,
     ItemNotFound,
     MissingModel,
     PromptTooLong,
@@ -416,6 +417,20 @@ def test_referenced_item_takes_the_place_of_the_reference(reference: dict[str, A
     assert chat["messages"][1] == {"role": "assistant", "content": "ok"}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"previous_response_id": "x" * 10_000},
+        {"input": [{"type": "item_reference", "id": "x" * 10_000}]},
+    ],
+)
+def test_long_id_is_not_repeated_whole(fields: dict[str, Any]) -> None:
+    """An error is not larger because the request was."""
+    with pytest.raises(CortexError) as caught:
+        _translate(**fields)
+    assert len(caught.value.message) < 200
+
+
 def test_previous_response_comes_before_the_input() -> None:
     """Instructions are not carried over; the input can be missing."""
     earlier = [_message_item("user", "a"), _message_item("assistant", "b", part="output_text")]
@@ -475,6 +490,7 @@ def test_image_file_is_an_image() -> None:
         ("data:application/pdf;base64,JVBERi0xLjcKJeLjz9M=", "application/pdf"),
         ("AAAA", "not UTF-8 text"),
         ("???", "base64"),
+        ("data:text/plain," + "%41" * 30_000, "must be base64"),
     ],
 )
 def test_other_files_are_rejected_with_their_type(data: str, reason: str) -> None:
