@@ -11,6 +11,7 @@ from cortex_common.schema.instances import InstanceId, InstanceState, LoadRespon
 from neuron_server.admission import join_existing, memory_requests, reject_second_parallel
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
+from neuron_server.harness.keys import EngineKeys
 from neuron_server.harness.registry import HarnessRegistry, RegistryEntry
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.runner_factory import create_runner
@@ -38,6 +39,7 @@ class Loader:
         supervisor: starts engines.
         clock: measures durations and provides timestamps.
         engine_host: address that engines listen on.
+        keys: the engines' API keys.
         remove: removes a failed instance.
     """
 
@@ -53,6 +55,7 @@ class Loader:
         supervisor: Supervisor,
         clock: Clock,
         engine_host: str,
+        keys: EngineKeys,
         remove: Callable[[InstanceId], None],
     ) -> None:
         self._registry = registry
@@ -64,6 +67,7 @@ class Loader:
         self._supervisor = supervisor
         self._clock = clock
         self._engine_host = engine_host
+        self._keys = keys
         self._remove = remove
 
     async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadResponse:
@@ -105,6 +109,7 @@ class Loader:
             entry,
             self._devices.devices,
             engine_host=self._engine_host,
+            keys=self._keys,
             state=self._state,
             supervisor=self._supervisor,
             host=self._host,

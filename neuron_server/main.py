@@ -35,6 +35,7 @@ from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource, load_library
 from neuron_server.hardware.sample import DeviceSource
+from neuron_server.harness.keys import EngineAuth, EngineKeys
 from neuron_server.harness.probe import engine_client
 from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.process.cgroups import find_cgroups
@@ -130,12 +131,22 @@ def create_runtime(
     engine_host = _LOOPBACK
     if config.neuron.engine_access == "direct":
         engine_host = config.neuron.engine_host or _LOOPBACK
-    registry = HarnessRegistry(config.harnesses, engine_client(config.harnesses))
     state = StateDir(config.neuron.state_dir)
+    keys = EngineKeys(state.path / "keys")
+    http = engine_client(config.harnesses, EngineAuth(keys, engine_host))
+    registry = HarnessRegistry(config.harnesses, http)
     token = load_token(config.neuron, os.environ)
     cgroups = find_cgroups(config.neuron.cgroup)
     return Runtime(
-        config, Host(sources, clock), registry, state, clock, engine_host, cgroups, token=token
+        config,
+        Host(sources, clock),
+        registry,
+        state,
+        clock,
+        engine_host,
+        cgroups,
+        token=token,
+        keys=keys,
     )
 
 

@@ -157,6 +157,8 @@ class Relay:
             return NULL_HANDLER
         address = self._address(self._runtime.engine_url(instance))
         self._runtime.inflight.begin_relayed(instance.id)
+        key = self._runtime.keys.get(instance.id)
+        authorization = b"" if key is None else b"authorization: Bearer %b\r\n" % key.encode()
         return Forward(
             request,
             self._pool,
@@ -165,7 +167,7 @@ class Relay:
                 head.method,
                 address.prefix + head.target,
                 address.authority,
-                head.header_lines + head.request_id,
+                head.header_lines + authorization + head.request_id,
                 request.length,
             ),
             on_error=self._on_error,

@@ -43,6 +43,7 @@ from neuron_server.directives import NodeDirectives
 from neuron_server.engine_metrics import EngineReadings, parse_engine_metrics, reports_metrics
 from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host, Reading
+from neuron_server.harness.keys import EngineKeys
 from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.inflight import InflightCounts
 from neuron_server.instance_memory import InstanceMemory
@@ -87,6 +88,7 @@ class Runtime:
         engine_host: address that engines listen on.
         cgroups: creates a cgroup per engine, if the neuron is allowed to create cgroups.
         token: what callers of the API must send.
+        keys: the engines' API keys.
 
     Attributes:
         changes: incremented whenever the node's status changes.
@@ -112,9 +114,11 @@ class Runtime:
         cgroups: Cgroups | None = None,
         *,
         token: str,
+        keys: EngineKeys,
     ) -> None:
         self.config = config
         self.token = token
+        self.keys = keys
         self.host = host
         self.registry = registry
         self.changes = ChangeCounter()
@@ -144,6 +148,7 @@ class Runtime:
             supervisor=self._supervisor,
             clock=clock,
             engine_host=engine_host,
+            keys=keys,
             remove=self._remove,
         )
         self.attached = AttachedEngines(
@@ -174,6 +179,7 @@ class Runtime:
         leaders = recorded_leaders(self._state)
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
+        self.keys.remove_others(adopted)
         orphaned = [leader for instance, leader in leaders.items() if instance not in adopted]
         if orphans := await self._supervisor.kill_orphans(adopted, orphaned):
             self.events.record("orphans_killed", logging.WARNING, pids=list(orphans))
@@ -239,6 +245,7 @@ class Runtime:
         )
         for instance, engine, record in adopted:
             self.last_use.restore(instance.id, record.last_used)
+            self.keys.restore(instance.id, instance.port)
             entry = self.registry.get(instance.spec.harness)
             self._loader.manage(instance, entry).runner.start(engine)
         return frozenset(str(instance.id) for instance, *_ in adopted)
@@ -286,11 +293,16 @@ class Runtime:
         """
         ready = self.instances.ready_instances(model_id)
         best = min(ready, key=lambda i: (self.inflight.count(i.id), i.started_at))
-        return EndpointResponse(url=url_of(best), instance_id=best.id)
+        url = url_of(best)
+        return EndpointResponse(url=url, instance_id=best.id, api_key=self._key_at(best, url))
 
     def engine_url(self, instance: Instance) -> str:
         """Return the base URL of an engine as this host reaches it."""
         return self.instances[instance.id].runner.url(instance.port)
+
+    def _key_at(self, instance: Instance, url: str) -> str | None:
+        """Return the key that requests to a URL of an instance need; the relay adds it itself."""
+        return self.keys.get(instance.id) if url == self.engine_url(instance) else None
 
     def models(self, url_of: Callable[[Instance], str]) -> tuple[ModelInfo, ...]:
         """Return the body of GET /models."""
@@ -302,6 +314,7 @@ class Runtime:
                 self.inflight.count(managed.instance.id),
                 self.last_use.idle_s(managed.instance.id),
                 self._clock.unix(),
+                self._key_at(managed.instance, url_of(managed.instance)),
             )
             for managed in self.instances
         )
@@ -472,6 +485,7 @@ class Runtime:
         self.inflight.forget(instance)
         self._failure_streaks.forget(instance)
         self._state.remove_record(instance)
+        self.keys.remove(instance)
         self._state.log(instance).remove()
 
     def _save_record(self, managed: ManagedInstance) -> None:

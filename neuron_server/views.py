@@ -72,6 +72,7 @@ def model_info(
     in_flight: int,
     idle_s: float | None,
     now: float,
+    api_key: str | None = None,
 ) -> ModelInfo:
     """Return one entry of GET /models.
 
@@ -82,7 +83,9 @@ def model_info(
         in_flight: requests in flight on it, as far as the node knows.
         idle_s: seconds since it was last used; None if unknown.
         now: Unix seconds, to compute the remaining time of a load.
+        api_key: key for requests to `url`; None if they need none.
     """
+    reachable = instance.state in _REACHABLE
     loading = instance.state is InstanceState.LOADING
     eta = None
     if loading and instance.expected_load_s is not None:
@@ -96,7 +99,8 @@ def model_info(
         devices=instance.devices,
         vram_used_mb=sum(footprint_mb),
         instance_id=instance.id,
-        url=url if instance.state in _REACHABLE else None,
+        url=url if reachable else None,
+        api_key=api_key if reachable else None,
         context=instance.context or instance.spec.context,
         parallel=instance.parallel or instance.spec.parallel,
         vram_by_device=footprint_mb,

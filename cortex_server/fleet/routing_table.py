@@ -73,6 +73,7 @@ class Endpoint:
         model: its model.
         node: its node.
         url: base URL; url + "/v1/chat/completions" is a route.
+        api_key: bearer token for requests to it; None for that of its node.
         slots: requests that the engine computes in parallel.
         series: counters of its model on its node.
         context: tokens that a request may use; None where unknown.
@@ -107,6 +108,7 @@ class Endpoint:
     traits: EngineTraits = OPENAI
     retries: bool = True
     overflow: bool = False
+    api_key: str | None = field(default=None, repr=False)
     draining: bool = False
     in_flight: int = 0
     idle: asyncio.Event | None = None
@@ -223,7 +225,7 @@ class RoutingTable:
         for info in infos:
             if info.status is InstanceState.READY and info.url is not None:
                 endpoint = previous.get(info.instance_id)
-                if endpoint is None or endpoint.url != info.url:
+                if endpoint is None or (endpoint.url, endpoint.api_key) != (info.url, info.api_key):
                     predecessor = endpoint or self._removed.pop(info.instance_id, None)
                     endpoint = self._new_endpoint(entry, info, info.url)
                     if predecessor is not None and predecessor.total_in_flight:
@@ -280,6 +282,7 @@ class RoutingTable:
             response_headers=instance_headers(entry.name, info.instance_id),
             last_used=self._clock.unix() - (info.idle_s or 0.0),
             served_as=info.served_as or info.id,
+            api_key=info.api_key,
             retries=upstream is None or upstream.retries,
             overflow=upstream is not None and upstream.overflow,
             breaker=Breaker(disabled=upstream is not None and not upstream.breaker),

@@ -149,7 +149,7 @@ class Attempt:
             paused: Whether nothing is to be read from the engine yet.
         """
         context, owner, record = self._context, self._owner, self._owner.record
-        address = context.addresses.find(self.endpoint.url)
+        address = context.addresses.find(self.endpoint.url, self.endpoint.api_key)
         record.last_byte = context.loop.time()
         traceparent = record.engine_traceparent() or owner.head.headers.get(b"traceparent")
         head = engine_request_head(
@@ -293,7 +293,7 @@ class Attempt:
         transport = self._owner.client.chunked_transport() if envelope is not None else None
         if repair is None or envelope is None or transport is None:
             return None
-        sizes = self._context.addresses.find(self.endpoint.url).size_lines
+        sizes = self._context.addresses.find(self.endpoint.url, self.endpoint.api_key).size_lines
         return StreamFastPath(envelope, repair, transport, sizes)
 
     def response_end(self) -> None:

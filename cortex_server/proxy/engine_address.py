@@ -24,7 +24,7 @@ class EngineAddress(Address):
         targets: Request targets of the routes used so far, see `target`.
     """
 
-    authorization: bytes | None = None
+    authorization: bytes | None = field(default=None, repr=False)
     api_path: bytes = _API_PATH
     targets: dict[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -37,8 +37,11 @@ class EngineAddress(Address):
         return found
 
     @classmethod
-    def create(cls, url: ParsedUrl, access: NodeCredentials = _NO_ACCESS) -> EngineAddress:
-        """Return the address of an engine on a node."""
+    def create(
+        cls, url: ParsedUrl, access: NodeCredentials = _NO_ACCESS, api_key: str | None = None
+    ) -> EngineAddress:
+        """Return the address of an engine on a node; `api_key` takes the place of the node's credentials."""
+        own = None if api_key is None else f"Bearer {api_key}".encode()
         return cls(
             url.host,
             url.port,
@@ -46,7 +49,7 @@ class EngineAddress(Address):
             url.authority,
             (access.tls or ssl.create_default_context()) if url.https else None,
             url.uds,
-            authorization=access.authorization,
+            authorization=own or access.authorization,
             api_path=access.api_path.encode(),
         )
 
@@ -56,6 +59,7 @@ class EngineAddresses:
 
     def __init__(self) -> None:
         self._addresses: dict[str, EngineAddress] = {}
+        self._keys: dict[str, str | None] = {}
         self._nodes: dict[str, NodeCredentials] = {}
 
     def use_nodes(self, nodes: Mapping[str, NodeCredentials]) -> None:
@@ -64,20 +68,26 @@ class EngineAddresses:
         self._nodes = {base: nodes[base] for base in sorted(nodes, key=len, reverse=True)}
         self._addresses.clear()
 
-    def find(self, url: str) -> EngineAddress:
+    def find(self, url: str, api_key: str | None = None) -> EngineAddress:
         """Return the address of the engine at a URL.
+
+        Args:
+            url: base URL of the engine.
+            api_key: key of the engine itself; None for the credentials of its node.
 
         Raises:
             ValueError: It is not a URL that requests can be sent to.
         """
         found = self._addresses.get(url)
-        if found is None:
-            found = self._addresses[url] = self._create(url)
+        # Another engine can use the port of one that has ended.
+        if found is None or self._keys.get(url) != api_key:
+            found = self._addresses[url] = self._create(url, api_key)
+            self._keys[url] = api_key
         return found
 
-    def _create(self, url: str) -> EngineAddress:
+    def _create(self, url: str, api_key: str | None) -> EngineAddress:
         parsed = parse_url(url)
         for base, access in self._nodes.items():
             if url == base or url.startswith(f"{base}/"):
-                return EngineAddress.create(parsed, access)
-        return EngineAddress.create(parsed)
+                return EngineAddress.create(parsed, access, api_key)
+        return EngineAddress.create(parsed, api_key=api_key)

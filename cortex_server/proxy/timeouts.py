@@ -117,7 +117,7 @@ def _check_lost_node(request: ProxyRequest, attempt: Attempt) -> None:
         lost = UpstreamFailed(f"node {endpoint.node} can't be reached")
         attempt.fail(lost, Fault.LOST, unreachable=True)
     else:
-        context.host_probes.probe(context.addresses.find(endpoint.url))
+        context.host_probes.probe(context.addresses.find(endpoint.url, endpoint.api_key))
 
 
 def _drop_client(request: ProxyRequest, reason: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,6 +19,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -31,6 +33,7 @@ from cortex_common.errors import (
     envelope,
     envelope_bytes,
 )
+from neuron_server.embedded_engine.key_check import KEY_VARIABLE, KeyMiddleware
 from neuron_server.embedded_engine.mistral import MistralEngine, load_runner
 from neuron_server.embedded_engine.openai_wire import Answer, Job, Kind, Piece, parse_job
 
@@ -38,8 +41,14 @@ DEFAULT_PARALLEL = 32
 _CLIENT_CLOSED_REQUEST = 499
 
 
-def create_app(engine: MistralEngine, name: str) -> Starlette:
-    """Create the worker's application; plain Starlette, because every import delays a cold start."""
+def create_app(engine: MistralEngine, name: str, key: str | None = None) -> Starlette:
+    """Create the worker's application; plain Starlette, because every import delays a cold start.
+
+    Args:
+        engine: the engine.
+        name: name of its model.
+        key: what requests must carry as a bearer token; None if they need none.
+    """
     started = int(time.time())
 
     async def health(_: Request) -> JSONResponse:
@@ -73,6 +82,7 @@ def create_app(engine: MistralEngine, name: str) -> Starlette:
             Route("/v1/completions", text, methods=["POST"]),
         ],
         exception_handlers={CortexError: _handle_error, HTTPException: _handle_http_error},
+        middleware=[] if key is None else [Middleware(KeyMiddleware, key=key)],
     )
 
 
@@ -167,7 +177,7 @@ def main() -> None:
 async def _serve(runner: Any, options: argparse.Namespace) -> None:
     engine = MistralEngine(runner, parallel=options.parallel, context=options.context)
     config = uvicorn.Config(
-        create_app(engine, options.name),
+        create_app(engine, options.name, os.environ.get(KEY_VARIABLE)),
         host=options.host,
         port=options.port,
         log_config=None,

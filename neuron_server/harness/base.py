@@ -28,6 +28,7 @@ class EngineCapabilities:
         sizes_itself: the engine sizes its memory by what is free on the device, so nothing else can start or stop there
             while it loads.
         grows: the engine can allocate more memory after it is ready, so its grant stays reserved.
+        takes_key: its engines reject requests without the key that the neuron gives them.
     """
 
     engine: str
@@ -40,6 +41,7 @@ class EngineCapabilities:
     exclusive_when_parallel: bool = False
     sizes_itself: bool = False
     grows: bool = False
+    takes_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ class ProcessHarness(Harness, Protocol):
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """Return the command that starts the engine on a host and port.
+
+        `keys.KEY_FIELD` and `keys.KEY_FILE_FIELD` in it stand for the engine's API key and the file that contains it.
 
         Args:
             spec: the load, with `vram_mb` as the MiB per device that the engine is told to use.

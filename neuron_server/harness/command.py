@@ -15,7 +15,7 @@ import math
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -27,6 +27,7 @@ from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.estimates import estimate_memory
+from neuron_server.harness.keys import KEY_FIELD, KEY_FILE_FIELD
 from neuron_server.harness.probe import device_environment, get, get_json, pci_ordinal
 from neuron_server.process.supervisor import Launch
 from neuron_server.weights.files import local_path, size_mb
@@ -106,6 +107,7 @@ _PRESETS: Mapping[str, Preset] = {
             "{vram_share}",
             "--disable-uvicorn-access-log",
         ),
+        env=(("VLLM_API_KEY", KEY_FIELD),),
         routes=_DIALECTS,
         version_path="/version",
         traits=VLLM,
@@ -139,6 +141,8 @@ _PRESETS: Mapping[str, Preset] = {
             "--enable-metrics",
             "--log-level-http",
             "warning",
+            "--api-key",
+            KEY_FIELD,
         ),
         env=(("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false"),),
         routes=_DIALECTS,
@@ -193,6 +197,7 @@ class CommandHarness:
             traits=preset.traits,
             routes=frozenset(entry.routes or preset.routes),
             kinds=preset.kinds,
+            takes_key=_has_key_field((*self._template, *self._env.values())),
             stop_signal=signal.Signals[f"SIG{entry.stop_signal or preset.stop_signal}"],
             sizes_itself=preset.sizes_itself,
             grows=preset.grows if entry.grows is None else entry.grows,
@@ -327,6 +332,10 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
     yield from arguments
 
 
+def _has_key_field(texts: Iterable[str]) -> bool:
+    return any(KEY_FIELD in text or KEY_FILE_FIELD in text for text in texts)
+
+
 def _fill_text(text: str, values: Mapping[str, str | None]) -> str:
     """Return the text with its fields filled in, unset ones as empty; other braces, as in JSON, are kept."""
     return _FIELD.sub(lambda field: values[field[1]] or "", text)
@@ -366,6 +375,8 @@ def _values(
         "context": text(spec.context),
         "parallel": text(spec.parallel),
         "vram_mb": text(spec.vram_mb),
+        "api_key": KEY_FIELD,
+        "api_key_file": KEY_FILE_FIELD,
         "vram_share": _vram_share(spec, devices),
     }
 

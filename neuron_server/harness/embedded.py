@@ -13,7 +13,9 @@ from cortex_common.errors import NotSupported
 from cortex_common.schema.engine_traits import MISTRALRS, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
+from neuron_server.embedded_engine.key_check import KEY_VARIABLE
 from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
+from neuron_server.harness.keys import KEY_FIELD
 from neuron_server.harness.probe import get_json
 from neuron_server.process.program import not_supported_message
 from neuron_server.process.supervisor import Launch
@@ -37,7 +39,7 @@ class EmbeddedHarness:
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
         self.name = entry.name
         self.capabilities = EngineCapabilities(
-            engine="embedded", traits=_TRAITS, kinds=(DeviceKind.CPU,)
+            engine="embedded", traits=_TRAITS, kinds=(DeviceKind.CPU,), takes_key=True
         )
         self._env = entry.env
         self._http = http
@@ -86,7 +88,7 @@ class EmbeddedHarness:
             argv += ["--context", str(spec.context)]
         if spec.parallel is not None:
             argv += ["--parallel", str(spec.parallel)]
-        environment = {"PYTHONUNBUFFERED": "1"}
+        environment = {"PYTHONUNBUFFERED": "1", KEY_VARIABLE: KEY_FIELD}
         if size_mb(gguf_file(spec)) < _MIN_MULTITHREADED_MB:
             environment["RAYON_NUM_THREADS"] = "1"
         return Launch(argv=(*argv, *spec.args), env=environment | self._env | spec.env)

@@ -22,6 +22,7 @@ from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, MemoryEstimate, Probe
 from neuron_server.harness.estimates import estimate_llama
+from neuron_server.harness.keys import KEY_FILE_FIELD
 from neuron_server.harness.llama_arguments import extra_files, memory_arguments
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.process.program import Program, run_program
@@ -44,6 +45,7 @@ class LlamaCppHarness:
         self.name = entry.name
         self.capabilities = EngineCapabilities(
             engine="llamacpp",
+            takes_key=True,
             traits=LLAMACPP,
             routes=frozenset(
                 {
@@ -126,6 +128,7 @@ class LlamaCppHarness:
             *_device_flags(devices),
         ]
         argv += ["--metrics", *if_supported("-fit", "off")]
+        argv += if_supported("--api-key-file", KEY_FILE_FIELD)
         argv += if_supported("--no-ui") or if_supported("--no-webui")
         if not gpu_count(devices):
             argv += if_supported("-dev", "none")

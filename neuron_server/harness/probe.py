@@ -51,9 +51,17 @@ def engine_tls(entries: Sequence[HarnessEntry]) -> ssl.SSLContext | bool:
     return next((tls for entry in entries if (tls := tls_verify(entry.url or ""))), False)
 
 
-def engine_client(entries: Sequence[HarnessEntry] = ()) -> httpx.AsyncClient:
-    """Return the HTTP client for all probes of engines, which ignores the host's proxy settings."""
+def engine_client(
+    entries: Sequence[HarnessEntry] = (), auth: httpx.Auth | None = None
+) -> httpx.AsyncClient:
+    """Return the HTTP client for all probes of engines, which ignores the host's proxy settings.
+
+    Args:
+        entries: the harnesses' settings.
+        auth: adds the engines' keys.
+    """
     return httpx.AsyncClient(
+        auth=auth,
         timeout=_TIMEOUT,
         trust_env=False,
         limits=httpx.Limits(max_keepalive_connections=0),

@@ -138,6 +138,7 @@ def _info(capabilities: EngineCapabilities) -> HarnessInfo:
         engine=capabilities.engine,
         device_kinds=capabilities.kinds,
         traits=capabilities.traits,
+        takes_key=capabilities.takes_key,
     )
 
 

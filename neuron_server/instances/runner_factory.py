@@ -8,12 +8,13 @@ from functools import partial
 from cortex_common.clock import Clock
 from cortex_common.schema.hardware import Device
 from neuron_server.harness.base import AttachedHarness, ProcessHarness
+from neuron_server.harness.keys import EngineKeys
 from neuron_server.harness.registry import RegistryEntry
 from neuron_server.instances.attached_runner import MAX_WATCH_INTERVAL_S, AttachedRunner
 from neuron_server.instances.runner import EngineRunner
 from neuron_server.instances.runner_protocol import Runner, RunnerHost
 from neuron_server.instances.state_machine import Instance
-from neuron_server.process.supervisor import Supervisor
+from neuron_server.process.supervisor import Launch, Supervisor
 from neuron_server.state_store import StateDir
 
 
@@ -23,6 +24,7 @@ def create_runner(
     devices: Iterable[Device],
     *,
     engine_host: str,
+    keys: EngineKeys,
     state: StateDir,
     supervisor: Supervisor,
     host: RunnerHost,
@@ -36,6 +38,7 @@ def create_runner(
         entry: its harness, with settings.
         devices: the node's devices.
         engine_host: address that engines listen on.
+        keys: the engines' API keys.
         state: provides the engine's log.
         supervisor: starts engines.
         host: the runtime.
@@ -53,10 +56,14 @@ def create_runner(
     assert isinstance(harness, ProcessHarness), "a harness is one or the other"
     own_devices = [device for device in devices if device.index in instance.devices]
     budgeted = instance.spec.model_copy(update={"vram_mb": instance.budget_mb})
-    launch = partial(harness.launch, budgeted, own_devices, engine_host)
+    command = partial(harness.launch, budgeted, own_devices, engine_host)
+
+    def launch(port: int) -> Launch:
+        return keys.apply(command(port), instance.id, port)
+
     new = instance.stage is None
     if new:
-        launch(instance.port)  # raises now if the harness rejects the spec
+        command(instance.port)  # raises now if the harness rejects the spec
     return EngineRunner(
         instance.id,
         harness=harness,

@@ -13,6 +13,7 @@ from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadReques
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import ProcessHarness
+from neuron_server.harness.keys import EngineKeys
 from neuron_server.harness.probe import engine_client
 from neuron_server.harness.registry import KINDS, Builder, HarnessRegistry
 from neuron_server.runtime import Runtime
@@ -52,7 +53,16 @@ async def test_the_harness_of_the_guide_works(tmp_path: Path):
     clock = SystemClock()
     host = Host((CpuSource(config.cpu.memory_mb),), clock)
     state = StateDir(config.neuron.state_dir)
-    runtime = Runtime(config, host, registry, state, clock, "127.0.0.1", token="secret")
+    runtime = Runtime(
+        config,
+        host,
+        registry,
+        state,
+        clock,
+        "127.0.0.1",
+        token="token",
+        keys=EngineKeys(tmp_path / "keys"),
+    )
     await runtime.open()
     try:
         await runtime.load(LoadSpec(model_id="files", harness="toy"))

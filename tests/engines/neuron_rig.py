@@ -196,6 +196,12 @@ async def load(client: NeuronClient, spec: LoadSpec, seconds: float = 60.0) -> M
     return model
 
 
+def engine_http(model: ModelInfo) -> httpx.AsyncClient:
+    """Return a client of an instance's engine, with its key."""
+    headers = {"authorization": f"Bearer {model.api_key}"} if model.api_key else {}
+    return httpx.AsyncClient(base_url=model.url or "", timeout=60, headers=headers)
+
+
 async def lines_of(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[str]:
     """Return all data lines of a stream; `first` is set when the first has arrived."""
     body = {
@@ -206,7 +212,7 @@ async def lines_of(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[
     }
     lines: list[str] = []
     async with (
-        httpx.AsyncClient(base_url=model.url or "", timeout=60) as http,
+        engine_http(model) as http,
         http.stream("POST", "/v1/chat/completions", json=body) as answer,
     ):
         async for line in answer.aiter_lines():

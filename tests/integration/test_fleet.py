@@ -15,7 +15,7 @@ from rigs.fleet import MODELS, FleetRig, running_fleet
 from rigs.lazy_import import openai
 
 from cortex_common.errors import ModelNotFound, NotFound
-from cortex_common.schema.fleet import FleetSnapshot
+from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.operations import LoadModelRequest, UnloadModelRequest
 
 ADA, BOB, CLEO = MODELS
@@ -98,8 +98,14 @@ async def test_the_bytes_are_the_engines_own(fleet):
         through = await client.post(f"{fleet.url}/v1/chat/completions", json=body)
         snapshot = await fleet.until(lambda s: s.model(ADA).state == "ready")
         engine = next(i.url for i in snapshot.instances() if i.model == ADA)
-        direct = await client.post(f"{engine}/v1/chat/completions", json=body)
+        async with fleet.node() as node:
+            key = (await node.endpoint(ADA)).api_key
+        headers = {"authorization": f"Bearer {key}"}
+        direct = await client.post(f"{engine}/v1/chat/completions", json=body, headers=headers)
+        without_key = await client.post(f"{engine}/v1/chat/completions", json=body)
     assert text(direct.content) == text(through.content) != ""
+    assert without_key.status_code == 401
+    assert key not in SNAPSHOT.dump_json(snapshot).decode()
 
 
 async def test_many_requests_for_an_unloaded_model_share_one_load(fleet, sdk):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from engines.neuron_rig import NeuronRig, fake, lines_of, load, running, until
+from engines.neuron_rig import NeuronRig, engine_http, fake, lines_of, load, running, until
 from rigs.lazy_import import openai
 
 from cortex_common.errors import BadRequest, Conflict, DoesNotFit, ModelNotFound, UpstreamFailed
@@ -77,7 +77,9 @@ async def test_a_model_is_loaded_queried_and_unloaded(rig: NeuronRig, weights: P
         assert ready.load_seconds
         assert ready.engine_version
         assert (await client.load(tiny(weights))).status == "loaded"
-        sdk = openai.AsyncOpenAI(base_url=f"{where.url}/v1", api_key="none", max_retries=0)
+        sdk = openai.AsyncOpenAI(
+            base_url=f"{where.url}/v1", api_key=where.api_key or "none", max_retries=0
+        )
         async with sdk:
             stream = await sdk.chat.completions.create(
                 model="tiny/one",
@@ -209,7 +211,7 @@ async def test_a_disconnect_cancels_the_generation(rig: NeuronRig, endless: Path
                 "stream": stream,
                 "max_tokens": 1_000_000,
             }
-            async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
+            async with engine_http(ready) as http:
                 request = asyncio.create_task(http.post("/v1/chat/completions", json=body))
                 async with asyncio.timeout(30):
                     while (await http.get("/health")).json()["running"] == 0:

@@ -13,7 +13,16 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from engines.neuron_rig import NeuronRig, fake, following, load, running, until, wait_for
+from engines.neuron_rig import (
+    NeuronRig,
+    engine_http,
+    fake,
+    following,
+    load,
+    running,
+    until,
+    wait_for,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.inprocess_gateway import running_gateway
 
@@ -238,7 +247,7 @@ async def test_requests_in_flight_are_read_from_the_engines_metrics(rig: NeuronR
     async with rig.client() as client:
         spec = fake("busy", "--finish-on", str(tmp_path / "never"), harness="reporting")
         ready = await load(client, spec)
-        async with httpx.AsyncClient(base_url=ready.url or "", timeout=20) as http:
+        async with engine_http(ready) as http:
             body = {"messages": [], "stream": True}
             request = asyncio.create_task(http.post("/v1/chat/completions", json=body))
             await until(client, lambda models: models[0].in_flight == 1)

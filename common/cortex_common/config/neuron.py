@@ -35,6 +35,8 @@ COMMAND_FIELDS = frozenset(
         "parallel",
         "vram_mb",
         "vram_share",
+        "api_key",
+        "api_key_file",
     }
 )
 """The fields in braces that are replaced in the command of a harness."""
@@ -185,8 +187,9 @@ class HarnessEntry(Section):
     command: tuple[str, ...] = ()
     """Kind "command": executable and arguments. These fields are replaced: {model}, {source}, {file}, {quant}, {port},
     {host}, {devices} (indices in PCI bus order), {device_uuids}, {device_count}, {context}, {parallel}, {vram_mb}, and
-    {vram_share} (`vram_mb` as a fraction of the device, such as 0.895). An argument with a field that has no value is
-    omitted, together with the option before it."""
+    {vram_share} (`vram_mb` as a fraction of the device, such as 0.895), {api_key} (a random key for the instance,
+    which requests will have as a bearer token) and {api_key_file} (a file with that key). An argument with a field that
+    has no value is omitted, together with the option before it."""
 
     stop_command: tuple[str, ...] = ()
     """Kind "command": command that stops the engine, with the same fields, such as ["podman", "stop", "cortex-{port}"].

@@ -105,11 +105,13 @@ class HarnessInfo(WireModel):
         engine: the kind of its engines, regardless of its name: "llamacpp", "vllm", "command", ...
         device_kinds: device kinds that its engines run on, preferred first.
         traits: how chat requests must be adapted for its engines.
+        takes_key: its engines reject requests without the key that the neuron gives them.
     """
 
     engine: str
     device_kinds: tuple[DeviceKind, ...] = ()
     traits: EngineTraits = OPENAI
+    takes_key: bool = False
 
 
 class Discovery(WireModel):

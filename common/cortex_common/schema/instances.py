@@ -60,6 +60,8 @@ _EngineUrl = Annotated[
 ]
 """Base URL of an engine, without credentials, query and fragment. The gateway also checks that it is on the node."""
 
+_EngineKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{16,128}$")]
+
 
 class InstanceState(StrEnum):
     """The lifecycle state of an instance.
@@ -169,6 +171,7 @@ class EndpointResponse(WireModel):
 
     url: _EngineUrl
     instance_id: SafeInstanceId
+    api_key: _EngineKey | None = Field(default=None, repr=False)
 
 
 class ModelInfo(WireModel):
@@ -190,6 +193,7 @@ class ModelInfo(WireModel):
         failure: how its engine ended if it failed, such as "out_of_memory", or the error code of the failed load.
         config: see `LoadSpec.config`.
         url: base URL of its OpenAI routes once it is ready, without "/v1".
+        api_key: bearer token for requests to `url`; None if they need none, or the neuron's token.
         served_as: the model name that the engine expects in requests, if it differs.
         progress: completed fraction of the load, 0 to 1, if the engine reports it.
         eta_s: seconds until it is ready, from previous loads on this host; null once it takes longer than those.
@@ -208,6 +212,7 @@ class ModelInfo(WireModel):
     vram_used_mb: Mib = 0
     instance_id: SafeInstanceId
     url: _EngineUrl | None = None
+    api_key: _EngineKey | None = Field(default=None, repr=False)
     context: Count | None = None
     parallel: Count | None = None
     vram_by_device: tuple[Mib, ...] = ()
