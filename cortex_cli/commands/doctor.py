@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from cortex_cli import completion, options
-from cortex_cli.client import fetch_fleet, run, target
+from cortex_cli.client import connect, fetch_fleet, run, target
 from cortex_cli.color import Colors
 from cortex_cli.config_files import ConfigFile, read_any, system_file
+from cortex_cli.doctor.access import access_findings
 from cortex_cli.doctor.checks import fleet_checks, host_checks
 from cortex_cli.doctor.clients import Client
 from cortex_cli.doctor.findings import (
@@ -58,10 +59,16 @@ def doctor(
 ) -> None:
     """Diagnose the fleet, or support for a client.
 
-    Checks host, configuration, gateway and nodes; with --client, sends a model the requests that such a client sends.
+    Checks host, configuration, gateway, nodes, and who can use them; with --client, sends a model the requests that
+    such a client sends.
     """
     if client is None:
-        findings = [*_check_config(), *host_checks(_weights_dir()), *_check_fleet(gateway)]
+        findings = [
+            *_check_config(),
+            *host_checks(_weights_dir()),
+            *_check_fleet(gateway),
+            *_check_access(gateway),
+        ]
     else:
         findings = _check_client(gateway, client, model)
     write_items(FINDINGS, findings, output_format(output, as_json=json))
@@ -112,6 +119,21 @@ def _check_fleet(gateway: str | None) -> list[Finding]:
         hint = lines[-1].removeprefix("hint: ") if len(lines) > 1 else ""
         return [error("gateway", failure.message, hint)]
     return [ok("gateway", where.url), *fleet_checks(fleet, __version__)]
+
+
+def _check_access(gateway: str | None) -> list[Finding]:
+    """Return who can use the gateway and its nodes; nothing if the gateway does not say, which is reported already."""
+
+    async def ask() -> list[Finding]:
+        async with connect(gateway) as client:
+            config, keys, fleet = await client.config(), await client.keys(), await client.fleet()
+        settings = {setting.key: setting.value for setting in config.gateway}
+        return list(access_findings(settings, keys, fleet))
+
+    try:
+        return run(ask())
+    except CortexError:
+        return []
 
 
 def _check_client(gateway: str | None, client: Client, model: str | None) -> list[Finding]:

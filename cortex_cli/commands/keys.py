@@ -186,4 +186,7 @@ def revoke(
     remaining = {scope for key in before if key.name not in names for scope in key.scopes}
     if orphaned := sorted({scope for key in before for scope in key.scopes} - remaining):
         scopes = " or ".join(orphaned)
-        notify(f"no key with scope {scopes} is left: the gateway's own host now needs none")
+        notify(
+            f"no key with scope {scopes} is left: programs on the gateway's host now need none for inference "
+            "and metrics, and root and the gateway's user need none for operations"
+        )

@@ -16,7 +16,7 @@ from cortex_common.errors import (
 )
 from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_common.schema.keys import Scope
-from cortex_server.auth.keys import Account, Key, Keyring
+from cortex_server.auth.keys import KEYLESS_ON_THIS_HOST, Account, Key, Keyring
 from cortex_server.auth.usage import UsageCounter
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -26,7 +26,7 @@ CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 INFER = frozenset({Scope.INFER})
 
-_OPENED_BY_INSECURE = frozenset({Scope.INFER, Scope.METRICS})
+_OPENED_BY_INSECURE = KEYLESS_ON_THIS_HOST
 
 _FORWARDED_HEADERS = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 """Headers that a reverse proxy adds: the request comes from another host, through a proxy on this one."""
@@ -52,7 +52,7 @@ class Place(Enum):
 
 _KEYLESS = {
     Place.OPERATOR_SOCKET: frozenset(Scope),
-    Place.THIS_HOST: frozenset({Scope.INFER, Scope.METRICS}),
+    Place.THIS_HOST: KEYLESS_ON_THIS_HOST,
     Place.ELSEWHERE: frozenset[Scope](),
 }
 """Scopes that callers have without a key, by place. On this host, only as long as no key has the scope."""

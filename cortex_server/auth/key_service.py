@@ -14,7 +14,15 @@ from cortex_common.config.access import KeyEntry
 from cortex_common.errors import Conflict, NotFound, Unavailable, nearest_names
 from cortex_common.log import event
 from cortex_common.schema.keys import CreatedKey, CreateKeyRequest, KeyTerms, KeyView, UsageRow
-from cortex_server.auth.keys import ANONYMOUS, Key, Keyring, RuntimeKey, hash_of, new_secret
+from cortex_server.auth.keys import (
+    ANONYMOUS,
+    KEYLESS_ON_THIS_HOST,
+    Key,
+    Keyring,
+    RuntimeKey,
+    hash_of,
+    new_secret,
+)
 from cortex_server.auth.usage import UsageCounter, UsageCounts
 
 log = logging.getLogger("cortex.keys")
@@ -196,7 +204,15 @@ class KeyService:
             log.exception("usage_write_failed")
 
     def _update_keyring(self) -> None:
+        before = self._keyring.protected
         self._keyring.replace(self._configured, self._created.values(), time.monotonic())
+        opened = (before - self._keyring.protected) & KEYLESS_ON_THIS_HOST
+        if opened:
+            scopes = ",".join(sorted(opened))
+            hint = (
+                "programs on this host need no key for it now; create another key to prevent that"
+            )
+            event(log, "keyless_access_opened", logging.WARNING, scopes=scopes, hint=hint)
 
 
 def _view(key: Key) -> KeyView:

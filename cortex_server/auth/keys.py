@@ -15,6 +15,9 @@ from cortex_common.schema.keys import KeyLimits, KeyTerms, Scope
 ANONYMOUS = "anonymous"
 """Name under which requests without a key are counted."""
 
+KEYLESS_ON_THIS_HOST = frozenset({Scope.INFER, Scope.METRICS})
+"""Scopes that programs on the gateway's host have without a key, as long as no key has them."""
+
 _KEY_PREFIX = "ctx_"
 """Lets people and secret scanners recognize a key of cortex."""
 

@@ -42,6 +42,7 @@ def with_host(view: NodeView, discovery: Discovery) -> NodeView:
         neuron_version=discovery.neuron_version,
         harnesses=discovery.harnesses,
         harness_kinds={name: h.device_kinds for name, h in discovery.harness_info.items()},
+        keyless_harnesses=tuple(n for n, h in discovery.harness_info.items() if not h.takes_key),
         warnings=tuple(w.message for w in discovery.warnings),
         certificates=discovery.certificates,
     )

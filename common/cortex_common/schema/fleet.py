@@ -134,6 +134,7 @@ class NodeView:
         stopping_s: seconds that its neuron, which is shutting down, gives to relayed requests; 0 if it is not.
         cordoned: whether new instances are not placed on it.
         harness_kinds: device kinds that the engines of each harness run on, preferred first.
+        keyless_harnesses: harnesses whose engines every program on the node can use, because they take no key.
         engines: its attached engines.
         certificates: TLS certificates of its neuron.
         failures: failure counts of its engines.
@@ -156,6 +157,7 @@ class NodeView:
     harness_kinds: Mapping[str, tuple[DeviceKind, ...]] = field(
         default_factory=dict[str, tuple[DeviceKind, ...]]
     )
+    keyless_harnesses: tuple[str, ...] = ()
     devices: tuple[DeviceView, ...] = ()
     instances: tuple[InstanceView, ...] = ()
     engines: tuple[EngineView, ...] = ()
