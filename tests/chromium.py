@@ -74,11 +74,16 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def browser(folder: Path) -> AsyncIterator[Tab]:
-    """Open a tab of a browser whose profile is in a directory."""
+async def browser(folder: Path, *arguments: str) -> AsyncIterator[Tab]:
+    """Open a tab of a browser whose profile is in a directory.
+
+    Args:
+        folder: parent of the profile's directory.
+        arguments: further arguments of Chromium.
+    """
     model_config = folder / "chromium"
     with subprocess.Popen(  # noqa: ASYNC220 - started once, waited for at the end
-        ["chromium", *_ARGUMENTS, f"--user-data-dir={model_config}", "about:blank"],
+        ["chromium", *_ARGUMENTS, *arguments, f"--user-data-dir={model_config}", "about:blank"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:

@@ -24,7 +24,12 @@ with httpx.stream("POST", "http://127.0.0.1:8000/v1/chat/completions", timeout=9
     sys.stdout.writelines(line + "\\n" for line in answer.iter_lines())
     sys.exit(answer.status_code != 200)
 """
-_GET = "import sys, httpx; print(httpx.get(sys.argv[1]).raise_for_status().text)"
+_DISCOVERY = """
+import sys, httpx
+token = open("/var/lib/cortex/neuron/token").read().strip()
+answer = httpx.get("http://127.0.0.1:9090/discovery", headers={"authorization": f"Bearer {token}"})
+print(answer.raise_for_status().text)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +116,7 @@ def test_packaged_fleet_serves_and_survives_an_upgrade(host: Installed, tmp_path
     with host.service("cortex.service", **gateway_env) as gateway:
         with host.service("neuron.service", **neuron_env):
             gateway.wait_for("STATUS=1 of 1 nodes reachable")
-            discovery = json.loads(host.python(_GET, "http://127.0.0.1:9090/discovery"))
+            discovery = json.loads(host.python(_DISCOVERY))
             answer = host.python(_CHAT)
             before = engine_pid(host)
         with host.service("neuron.service", **neuron_env) as neuron:
