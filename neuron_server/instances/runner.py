@@ -148,8 +148,9 @@ class EngineRunner:
 
     async def _stop_engine(self) -> None:
         if self.engine is not None:
-            if stop_argv := self._current_launch().stop_argv:
-                await run_program(*stop_argv)
+            launch = self._current_launch()
+            if launch.stop_argv:
+                await run_program(*launch.stop_argv, env=launch.env)
             stop_signal = self._harness.capabilities.stop_signal
             await self.engine.stop(stop_signal, self._settings.stop_timeout_s)
             self.engine = None
@@ -287,8 +288,9 @@ class EngineRunner:
     async def _find_container(self) -> None:
         """Find the first process of the engine's container, so that memory can be attributed to it."""
         assert self.engine is not None
-        if self.engine.container is None and (pid_argv := self._current_launch().pid_argv):
-            printed = (await run_program(*pid_argv) or "").strip()
+        launch = self._current_launch()
+        if self.engine.container is None and launch.pid_argv:
+            printed = (await run_program(*launch.pid_argv, env=launch.env) or "").strip()
             if printed.isdecimal() and int(printed) > 0:
                 self.engine.container = read_process(int(printed))
 

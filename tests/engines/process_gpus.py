@@ -21,6 +21,7 @@ class ProcessGpu(FakeGpu):
         total_mb: its memory.
         other_mb: MiB used by other processes.
         attributes: the driver lists the processes of engines.
+        containers: MiB of processes that are no descendants of this one, by pid.
     """
 
     def __init__(self, number: int, total_mb: int, *, name: str = "Card") -> None:
@@ -28,10 +29,12 @@ class ProcessGpu(FakeGpu):
         self.total_mb = total_mb
         self.other_mb = 0
         self.attributes = True
+        self.containers: dict[int, int] = {}
         self.answers = _Answers(self.answers, self)
 
     def engines(self) -> Iterator[tuple[int, int]]:
         """Yield the pid and the MiB of each engine on this GPU."""
+        yield from self.containers.items()
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 visible = process.environ().get("CUDA_VISIBLE_DEVICES", "").split(",")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from engines.fake_nvml import FakeNvml
 from engines.neuron_rig import FAKE_ENGINE, fake
@@ -21,6 +22,7 @@ from neuron_server.main import create_runtime
 from neuron_server.runtime import Runtime
 
 FIRST_PORT = 43000 + os.getpid() * 31 % 9000
+CONTAINER = (sys.executable, str(FAKE_ENGINE.with_name("fake_container.py")))
 COMMAND = (sys.executable, str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}")
 
 
@@ -43,6 +45,15 @@ async def runtime(tmp_path: Path, gpu: ProcessGpu) -> AsyncIterator[Runtime]:
             command=(*COMMAND, "--gpu-share", "{vram_share}"),
             port_range=ports,
             grows=False,
+        ),
+        HarnessEntry(
+            name="contained",
+            kind="command",
+            command=(*CONTAINER, "run", "c-{port}", "--host", "{host}", "--port", "{port}"),
+            stop_command=(*CONTAINER, "stop", "c-{port}"),
+            pid_command=(*CONTAINER, "pid", "c-{port}"),
+            env={"CONTAINERS": str(tmp_path)},
+            port_range=ports,
         ),
     )
     config = NeuronConfig(
@@ -202,3 +213,30 @@ async def test_a_waiting_load_can_be_cancelled(runtime: Runtime, tmp_path: Path)
     await runtime.unload(UnloadRequest(model_id="b"))
     await runtime.unload(UnloadRequest(model_id="a"))
     await ready(runtime, "c")
+
+
+async def test_an_engine_in_a_container_is_measured_and_stopped(
+    runtime: Runtime, gpu: ProcessGpu, tmp_path: Path
+):
+    """Its processes are no children of the command, and end with the stop command."""
+    await runtime.load(fake("m", harness="contained", vram_mb=6000))
+    await ready(runtime, "m")
+    pid = contained_pid(tmp_path)
+    assert pid is not None
+    engine = runtime.instances.find("m")[0].runner.engine
+    assert engine is not None
+    assert engine.container is not None
+    assert engine.container.pid == pid
+    gpu.containers = {pid: 2500}
+    await runtime.measure()
+    assert find(runtime, "m").vram_measured_mb == (2500,)
+    gpu.containers = {}
+    await runtime.unload(UnloadRequest(model_id="m"))
+    assert not psutil.pid_exists(pid)
+    assert contained_pid(tmp_path) is None
+
+
+def contained_pid(directory: Path) -> int | None:
+    """Return the pid of the engine in a container; None if there is none."""
+    file = next(directory.glob("c-*"), None)
+    return None if file is None else int(file.read_text())

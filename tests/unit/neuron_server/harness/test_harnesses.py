@@ -273,6 +273,65 @@ def test_llama_server_gets_explicit_settings(http: httpx.AsyncClient, program: P
     assert "-ngl 0" in " ".join(harness.launch(spec, CPU, "h", 1).argv)
 
 
+async def test_slots_share_the_models_own_context(
+    http: httpx.AsyncClient, tmp_path: Path, weights: Path
+):
+    """-c 0 would be divided by the number of slots; a build with a unified cache gives each slot all of it."""
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho '-kvu, --kv-unified  use single unified KV buffer'\n")
+    program.chmod(0o755)
+    harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
+    await harness.prepare()
+    spec = LoadSpec(model_id="m", harness="l", source=str(weights), parallel=3)
+    argv = " ".join(harness.launch(spec, CPU, "h", 1).argv)
+    assert "-c 0 -np 3 --kv-unified" in argv
+    sized = spec.model_copy(update={"context": 1000})
+    assert "--kv-unified" not in harness.launch(sized, CPU, "h", 1).argv
+
+
+async def test_the_estimate_gets_the_launchs_devices_and_arguments(
+    http: httpx.AsyncClient, tmp_path: Path, weights: Path
+):
+    """llama-fit-params sees the GPUs that the engine will see, and what its arguments move to the host's RAM."""
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\n")
+    fit = tmp_path / "llama-fit-params"
+    log = tmp_path / "log"
+    fit.write_text(
+        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $@" > {log}\necho "CUDA0 100 20 3"\necho "Host 7 2 1"\n'
+    )
+    for path in (program, fit):
+        path.chmod(0o755)
+    projector = tmp_path / "p.gguf"
+    projector.write_bytes(b"x" * 2 * 1024 * 1024)
+    harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
+    args = ("--n-cpu-moe", "4", "--jinja", "--mmproj", str(projector))
+    spec = LoadSpec(model_id="m", harness="l", source=str(weights), context=8, args=args)
+    estimate = await harness.estimate(spec, DeviceKind.CUDA, GPUS[:1])
+    assert estimate == MemoryEstimate(123 + 600 + 2, 10)
+    printed = log.read_text()
+    assert printed.startswith(f"{GPUS[0].uuid} -m {weights} -c 8")
+    assert "--n-cpu-moe 4" in printed
+    assert "--jinja" not in printed
+
+
+def test_an_engine_in_a_container_has_commands_to_stop_and_to_find_it(http: httpx.AsyncClient):
+    """The fields of the command are filled in there as well; doubled braces are the runtime's own."""
+    entry = HarnessEntry(
+        name="c",
+        kind="command",
+        command=("podman", "run", "--name", "cortex-{port}", "--env", "GPUS={device_uuids}"),
+        stop_command=("podman", "stop", "cortex-{port}"),
+        pid_command=("podman", "inspect", "--format", "{{{{.State.Pid}}}}", "cortex-{port}"),
+    )
+    launch = CommandHarness(entry, http).launch(
+        LoadSpec(model_id="m", harness="c"), GPUS[:1], "h", 8101
+    )
+    assert launch.argv[-1] == f"GPUS={GPUS[0].uuid}"
+    assert launch.stop_argv == ("podman", "stop", "cortex-8101")
+    assert launch.pid_argv[-2:] == ("{{.State.Pid}}", "cortex-8101")
+
+
 def test_llama_server_downloads_repositories(http: httpx.AsyncClient, program: Path):
     """A repository is passed as -hf with its quantization, and its file as -hff; it never starts as a router."""
     harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
