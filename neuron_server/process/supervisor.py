@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 from cortex_common.errors import LoadFailed
@@ -146,6 +147,7 @@ class Supervisor:
                     cgroup.remove()
                 reason = getattr(error, "strerror", None) or error
                 raise LoadFailed(f"can't start {launch.argv[0]}: {reason}") from error
+        _reset_oom_score(child.pid)
         try:
             process = read_process(child.pid)
             if process is None:
@@ -236,6 +238,12 @@ def _create_cgroup(
         os.write(procs, b"0")
 
     return join
+
+
+def _reset_oom_score(pid: int) -> None:
+    """Let the kernel choose an engine rather than the neuron, whose unit protects it, when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("0", encoding="ascii")
 
 
 def _kill_group(child: subprocess.Popen[bytes], cgroup: EngineCgroup | None) -> None:

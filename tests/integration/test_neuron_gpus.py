@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -195,6 +195,30 @@ async def test_an_xid_is_an_event_and_a_lasting_warning(runtime: Runtime, gpus: 
     assert runtime.status(lambda _: "http://127.0.0.1:1").discovery != before
 
 
+def oom_score(pid: int | str) -> int:
+    """Return the value that a process is favored or protected with when memory runs out."""
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+@pytest.fixture
+def adjusted_score() -> Iterator[None]:
+    """Adjust the score of this process, in which the neuron runs, as its unit does."""
+    own = Path("/proc/self/oom_score_adj")
+    before = own.read_text()
+    own.write_text("100")
+    yield
+    own.write_text(before)
+
+
+@pytest.mark.usefixtures("adjusted_score")
+async def test_engines_do_not_inherit_the_neurons_oom_score(runtime: Runtime):
+    """The unit protects the neuron from the OOM killer, and not the engines that use the memory."""
+    await runtime.load(fake("m"))
+    await ready(runtime, "m")
+    assert oom_score("self") == 100
+    assert oom_score(engine_pid(runtime)) == 0
+
+
 async def test_failed_loads_leave_no_tasks_behind(runtime: Runtime):
     """A load that hangs and is unloaded, and one whose engine runs out of memory, end all that they started."""
     before = {task.get_name() for task in asyncio.all_tasks()}
@@ -271,7 +295,7 @@ async def test_two_devices_are_granted_together(runtime: Runtime, gpus: list[Liv
 
 async def test_a_unified_gpu_and_the_cpu_device_share_the_hosts_memory(tmp_path: Path):
     """A grant on the GPU reduces the available memory of the cpu device too."""
-    source = NvmlSource(FakeNvml(FakeGpu(0, MemoryInfo=3)))
+    source = NvmlSource(FakeNvml(FakeGpu(0, MemoryInfo=3, BAR1MemoryInfo=failing(3))))
     async with opened(tmp_path, source, CpuSource(None)) as runtime:
         gpu, cpu = runtime.health().devices
         half = min(gpu.vram_available_mb, cpu.vram_available_mb) // 2
