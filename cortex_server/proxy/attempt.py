@@ -213,16 +213,25 @@ class Attempt:
             self.fail(redirected(self.endpoint.node), Fault.ENGINE)
             return
         self._owner.record.status = status
-        try:
-            self._decoder = find_decoder(headers)
-        except CortexError as failed:
-            self.fail(failed, Fault.ENGINE)
-            return
+        kind = b""
+        for name, value in headers:
+            if name == b"content-type":
+                kind = value.lower()
+            elif name == b"content-encoding" and not self._find_decoder():
+                return
         if 200 <= status < 300:
-            kind = next((value for name, value in headers if name == b"content-type"), b"")
-            self._first = FirstBytes(kind.lower(), generates=self._adapter.generates)
+            self._first = FirstBytes(kind, generates=self._adapter.generates)
         else:
             self.response = ErrorBody(status, retry_after_s(headers))
+
+    def _find_decoder(self) -> bool:
+        """Prepare for a compressed body; return whether it can be decoded."""
+        try:
+            self._decoder = find_decoder(self._headers)
+        except CortexError as failed:
+            self.fail(failed, Fault.ENGINE)
+            return False
+        return True
 
     def response_data(self, data: bytes) -> None:
         """Pass a piece of the body through the response, and send what comes of it."""

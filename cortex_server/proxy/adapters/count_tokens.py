@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from typing_extensions import override
 
 from cortex_common.config.catalogue import ModelConfig
@@ -11,7 +13,7 @@ from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic import request as anthropic_request
 from cortex_server.proxy.adapters.base import DialectAdapter, anthropic_error
 from cortex_server.proxy.adapters.request_body import with_model
-from cortex_server.proxy.response.base import EngineResponse
+from cortex_server.proxy.response.base import NO_REPAIRS, EngineResponse
 from cortex_server.proxy.response.body import BufferedResponse
 from cortex_server.proxy.response.first_bytes import Format
 from cortex_server.proxy.response.verdict import Rejection
@@ -62,15 +64,15 @@ class CountTokensAdapter(DialectAdapter):
 
     @override
     def response(self, body_format: Format) -> EngineResponse:
-        return BufferedResponse(self._count)
+        return BufferedResponse(self._count, is_completion=False)
 
     @override
     def engine_error(self, rejection: Rejection) -> tuple[int, bytes]:
         return 200, tokens.encode_count(self._estimate())
 
-    def _count(self, body: bytes) -> bytes:
+    def _count(self, body: bytes) -> tuple[bytes, Counter[str]]:
         found = tokens.parse_count(body)
-        return tokens.encode_count(self._estimate() if found is None else found)
+        return tokens.encode_count(self._estimate() if found is None else found), NO_REPAIRS
 
     def _estimate(self) -> int:
         chat = anthropic_request.to_chat(

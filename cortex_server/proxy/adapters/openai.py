@@ -21,7 +21,6 @@ from cortex_server.proxy.adapters.base import DialectAdapter, apply_model_config
 from cortex_server.proxy.adapters.request_body import BodyFields, as_stream, with_model, with_usage
 from cortex_server.proxy.response.base import EngineResponse
 from cortex_server.proxy.response.body import AggregatedResponse, BufferedResponse, PassthroughBody
-from cortex_server.proxy.response.completion import check_completion
 from cortex_server.proxy.response.first_bytes import Format
 from cortex_server.proxy.response.stream import PassthroughStream, StreamedBody
 from cortex_server.proxy.response.verdict import CHAT, Fault, Rejection
@@ -111,18 +110,14 @@ class OpenAiAdapter(DialectAdapter):
         if self.stream:
             stream = PassthroughStream(self._stream_repair(), choices)
             return stream if body_format is Format.EVENTS else StreamedBody(stream)
-        repairs: Counter[str] = Counter()
-
-        def convert(body: bytes) -> bytes:
-            check_completion(body)
-            repaired, found = repair_completion(body, self._ident)
-            repairs.update(found)
-            return ModelNameRewriter(self.name)(repaired)
-
         if body_format is Format.JSON:
-            return BufferedResponse(convert, repairs)
+            return BufferedResponse(self._repair_body)
         aggregator = StreamAggregator(response_id=self._ident, model=self.name)
-        return AggregatedResponse(aggregator, choices, convert, repairs)
+        return AggregatedResponse(aggregator, choices, self._repair_body)
+
+    def _repair_body(self, body: bytes) -> tuple[bytes, Counter[str]]:
+        repaired, repairs = repair_completion(body, self._ident)
+        return ModelNameRewriter(self.name)(repaired), repairs
 
     @override
     def engine_error(self, rejection: Rejection) -> tuple[int, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 
 from typing_extensions import override
@@ -15,7 +16,7 @@ from cortex_server.dialects.chat import TranslatedRequest
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.writer import StreamWriter
 from cortex_server.proxy.adapters.base import DialectAdapter, apply_model_config
-from cortex_server.proxy.response.base import EngineResponse
+from cortex_server.proxy.response.base import NO_REPAIRS, EngineResponse
 from cortex_server.proxy.response.body import AggregatedResponse, BufferedResponse
 from cortex_server.proxy.response.first_bytes import Format
 from cortex_server.proxy.response.stream import StreamedBody, TranslatedStream
@@ -84,7 +85,11 @@ class TranslatingAdapter(DialectAdapter, ABC):
         if self.stream:
             stream = TranslatedStream(self._open_stream())
             return stream if body_format is Format.EVENTS else StreamedBody(stream)
-        convert = self._translate_body(translated)
+        translate = self._translate_body(translated)
+
+        def convert(body: bytes) -> tuple[bytes, Counter[str]]:
+            return translate(body), NO_REPAIRS
+
         if body_format is Format.JSON:
             return BufferedResponse(convert)
         aggregator = StreamAggregator(response_id=self._ident.decode())

@@ -13,7 +13,7 @@ from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.usage_scan import UsageScanner
 from cortex_server.dialects.usage import Usage
 from cortex_server.proxy.response.base import JSON_HEAD, NO_REPAIRS, EngineResponse
-from cortex_server.proxy.response.completion import output_size, read_usage
+from cortex_server.proxy.response.completion import check_completion, output_size, usage_of
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an engine's body that are kept at most; the longest answers, with logprobs, have a tenth of it."""
@@ -75,21 +75,29 @@ class Buffer:
         return body
 
 
+Convert = Callable[[bytes], tuple[bytes, Counter[str]]]
+"""Returns the client's body for an engine's, and the number of repairs by kind; raises CortexError if it can't."""
+
+
 class BufferedResponse(EngineResponse):
     """A whole response that is converted in one piece once it is complete.
 
     Args:
-        convert: Returns the client's body for the engine's, or raises CortexError.
-        repairs: Counts what `convert` repairs.
+        convert: Returns the client's body for the engine's, and the repairs.
+        is_completion: Whether the engine's body is a chat or text completion.
     """
 
     head = JSON_HEAD
 
     def __init__(
-        self, convert: Callable[[bytes], bytes], repairs: Counter[str] = NO_REPAIRS
+        self,
+        convert: Convert,
+        *,
+        is_completion: bool = True,
     ) -> None:
         self._convert = convert
-        self._repairs = repairs
+        self._is_completion = is_completion
+        self._repairs = NO_REPAIRS
         self._buffer = Buffer()
         self._usage: Usage | None = None
         self._output_tokens = 0
@@ -122,14 +130,17 @@ class BufferedResponse(EngineResponse):
         """Return None: it is sent in one piece, or not at all."""
 
     def _converted(self, body: bytes) -> bytes:
-        self._usage = read_usage(body)
-        if self._usage is None:
-            self._output_tokens = -(-output_size(body) // _BYTES_PER_TOKEN)
         try:
-            return self._convert(body)
+            if self._is_completion:
+                completion = check_completion(body)
+                self._usage = usage_of(completion)
+                if self._usage is None:
+                    self._output_tokens = -(-output_size(completion) // _BYTES_PER_TOKEN)
+            body, self._repairs = self._convert(body)
         except CortexError as failed:
             self.failure = failed
             return b""
+        return body
 
 
 class AggregatedResponse(BufferedResponse):
@@ -139,17 +150,15 @@ class AggregatedResponse(BufferedResponse):
         aggregator: Puts it together.
         choices: Number of choices that were asked for.
         convert: See `BufferedResponse`.
-        repairs: See `BufferedResponse`.
     """
 
     def __init__(
         self,
         aggregator: StreamAggregator,
         choices: int,
-        convert: Callable[[bytes], bytes],
-        repairs: Counter[str] = NO_REPAIRS,
+        convert: Convert,
     ) -> None:
-        super().__init__(convert, repairs)
+        super().__init__(convert)
         self._aggregator = aggregator
         self._choices = choices
         self._size = 0

@@ -79,9 +79,11 @@ class FirstBytes:
         return data
 
     def _find_format(self, *, ended: bool) -> Format | None:
-        return (
-            self._find_generated(ended=ended) if self._generates else self._find_other(ended=ended)
-        )
+        if not self._generates:
+            return self._find_other(ended=ended)
+        if self._data.startswith(b"{"):
+            return Format.JSON
+        return self._find_generated(ended=ended)
 
     def _find_generated(self, *, ended: bool) -> Format | None:
         data = self._data

@@ -20,7 +20,7 @@ from cortex_server.proxy.adapters.request_body import read_fields
 from cortex_server.proxy.adapters.responses import ResponsesAdapter
 from cortex_server.proxy.response.base import EngineResponse
 from cortex_server.proxy.response.body import PassthroughBody
-from cortex_server.proxy.response.completion import read_usage
+from cortex_server.proxy.response.completion import check_completion
 from cortex_server.proxy.response.first_bytes import Format
 from cortex_server.proxy.response.verdict import Fault, Rejection
 from cortex_server.proxy.response_store import ResponseStore
@@ -116,7 +116,8 @@ def test_invalid_usage_breaks_no_response():
     answer = PassthroughBody()
     answer.feed(nonsense)
     assert (answer.end(), answer.usage) == (b"", None)
-    assert read_usage(nonsense) is None
+    with pytest.raises(UpstreamFailed):
+        check_completion(nonsense)
 
 
 def test_counts_that_no_request_has_are_not_taken():
