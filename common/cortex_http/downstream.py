@@ -39,7 +39,7 @@ class Downstream(Protocol):
     def end(self) -> None:
         """Finish the response."""
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         """Send what is buffered and close the connection without the end of the body, so that the client sees a cut."""
 
     def abort(self) -> None:
@@ -77,7 +77,7 @@ class NullDownstream:
     def end(self) -> None:
         """Do nothing."""
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         """Do nothing."""
 
     def abort(self) -> None:

@@ -312,7 +312,7 @@ class ServerRequest:
             transport.close()
         self._protocol.response_complete()
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         """Send what is buffered and close the connection without the chunk that ends the body."""
         self.flush()
         self.response_complete = True

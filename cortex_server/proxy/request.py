@@ -487,7 +487,7 @@ class ProxyRequest:
     def _end_response(self, *, failed: bool) -> None:
         """End the response; `failed` says that it is a stream that ends with an error event."""
         if failed and self.adapter is not None and self.adapter.cuts_failed_streams:
-            self.client.cut()
+            self.client.truncate()
         else:
             self.client.end()
 

@@ -199,7 +199,7 @@ class _EventMessages(NullDownstream):
         self._handler.ended()
 
     @override
-    def cut(self) -> None:
+    def truncate(self) -> None:
         self._handler.ended()
 
     @override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import httpx
 import pytest
@@ -451,3 +452,27 @@ async def test_a_rejected_client_keeps_its_connection():
             length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
         writer.close()
+
+
+async def test_a_limited_key_gets_the_model_that_was_checked() -> None:
+    """Bodies in which engines could find another model are refused; one from the query reaches the engine."""
+    bodies = (
+        b'{"model":"gpt","model":"secret","prompt":"x"}',
+        b'{"\\u006dodel":"secret","model":"gpt","prompt":"x"}',
+        b'{"model":"gpt","MODEL":"secret","prompt":"x"}',
+    )
+    keyring = Keyring()
+    limited = KeyEntry(name="k", hash=hash_of("k"), models=("gpt",))
+    keyring.replace([limited], (), time.monotonic())
+    async with (
+        scripted_engine() as engine,
+        running_proxy(
+            {"gpt": engine.url, "secret": engine.url}, access_control=AccessControl(keyring)
+        ) as rig,
+        httpx.AsyncClient(base_url=rig.url, headers={"authorization": "Bearer k"}) as http,
+    ):
+        for body in bodies:
+            answer = await http.post("/v1/completions", content=body)
+            assert (answer.status_code, len(engine.calls)) == (400, 0), body
+        await http.post("/v1/completions?model=gpt", json={"prompt": "x", "stream": True})
+        assert json.loads(engine.calls[0].body)["model"] == "gpt"
