@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cortex_common.errors import PermissionDenied
@@ -163,6 +164,7 @@ def _can_bind(address: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=64)  # each request of a client has the same
 def _host_name(authority: str) -> str | None:
     """Return the host of `host:port` in lower case, without brackets; None if it has none."""
     text = authority.lower()
@@ -179,6 +181,7 @@ def _host_name(authority: str) -> str | None:
     return name if name and not name.startswith(".") else None
 
 
+@lru_cache(maxsize=64)  # each request of a client has the same
 def _is_address(name: str) -> bool:
     """Return whether a name is an IP address that a page can be loaded from."""
     try:
@@ -187,6 +190,7 @@ def _is_address(name: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=64)  # each request of a client has the same
 def _is_loopback(name: str) -> bool:
     try:
         return ipaddress.ip_address(name).is_loopback
