@@ -67,7 +67,8 @@ class InstanceMemory:
         restarting = self._host.current(instance)
         past = self._past_load(restarting) or PastLoad()
         too_small = -1 if past.too_small_mb is None else past.too_small_mb
-        size = max(restarting.peak_mb or restarting.granted_mb, too_small + 1)
+        used = restarting.peak_mb or restarting.granted_mb
+        size = max(used, restarting.held_mb or 0, too_small + 1)
         deadline = self._clock.monotonic() + _FREED_TIMEOUT_S
         while True:
             await self._host.measure()
