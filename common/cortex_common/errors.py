@@ -146,7 +146,7 @@ class AuthenticationFailed(CortexError):
 
 
 class PermissionDenied(CortexError):
-    """The key is valid but lacks the required scope."""
+    """The key lacks the required scope, a foreign web page caused the request, or Host names another host."""
 
     code = "permission_denied"
     status = 403
