@@ -31,12 +31,14 @@ from rigs.gateway import GatewayProcess, gateway_process, neuron_table
 from cortex_cli.demo.files import CAPACITY_MB, TINY_MODEL_MB, write_models
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.fleet import NodeState
+from cortex_common.schema.operations import UnloadModelRequest
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.main import create_runtime, create_server
 from tests.bench.dashboard import query_panels, render
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "docs" / "images" / "dashboard.svg"
+TOKEN = "token-of-both-neurons"
 ENGINE = ROOT / "tests" / "engines" / "fake_engine.py"
 SCRIPTED = {
     "scripted/large": ["--interval", "0.02", "--tokens", "60", "--first-byte", "0.15"],
@@ -52,7 +54,7 @@ async def gpu_node(folder: Path) -> AsyncIterator[tuple[str, list[FakeGpu]]]:
     gpus = [FakeGpu(0), FakeGpu(1)]
     config = NeuronConfig.model_validate(
         {
-            "neuron": {"state_dir": folder / "gpus"},
+            "neuron": {"token": TOKEN, "state_dir": folder / "gpus"},
             "harnesses": [
                 {
                     "name": "scripted",
@@ -129,10 +131,10 @@ async def send_traffic(url: str) -> None:
 
 async def operate(gateway: GatewayProcess) -> None:
     """Unload a busy model from time to time, like an operator."""
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as http:
+    async with gateway.operator() as operator:
         while True:
             await asyncio.sleep(45)
-            await http.post("/operator/v1/models/unload", json={"model": "scripted/large"})
+            await operator.unload(UnloadModelRequest(model="scripted/large"))
 
 
 @contextlib.contextmanager
@@ -142,7 +144,8 @@ def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 5s}\n"
         f"rule_files: [{rules}]\n"
-        f"scrape_configs: [{{job_name: cortex, static_configs: [{{targets: {targets}}}]}}]\n"
+        f"scrape_configs: [{{job_name: cortex, static_configs: [{{targets: {targets}}}], "
+        f"authorization: {{credentials: {TOKEN}}}}}]\n"
     )
     port = free_port()
     with subprocess.Popen(
@@ -176,15 +179,15 @@ def models_toml(folder: Path) -> str:
 async def main(minutes: float) -> int:
     """Run everything, and return the number of panels without data."""
     folder = Path(tempfile.mkdtemp(prefix="cortex-dashboard-"))
-    rig = NeuronRig(folder / "here", memory_mb=CAPACITY_MB)
+    rig = NeuronRig(folder / "here", memory_mb=CAPACITY_MB, neuron=f'token = "{TOKEN}"')
     try:
         rig.start()
         async with (
             gpu_node(folder) as (gpu_url, gpus),
             gateway_process(
                 folder,
-                neuron_table("here", rig.url),
-                neuron_table("gpus", gpu_url),
+                neuron_table("here", rig.url, token=TOKEN),
+                neuron_table("gpus", gpu_url, token=TOKEN),
                 "[eviction]\nmin_residency = 5\n",
                 "[limits]\nmax_in_flight = 4\n",
                 models=models_toml(folder),

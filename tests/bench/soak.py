@@ -15,10 +15,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import httpx
 import psutil
 import uvloop
 
+from cortex_common.client.gateway import OperatorClient
 from tests.bench.backend import END, WHOLE
 from tests.bench.candidates import cortex, free_port, process
 
@@ -33,7 +33,7 @@ def request(stream: bool) -> bytes:
     )
     body += b'"stream_options":{"include_usage":true}}'
     body %= b"true" if stream else b"false"
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return head + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
@@ -90,9 +90,9 @@ async def soak(port: int, pid: int, total: int) -> None:
         )
         rate = count / (time.monotonic() - started)
         print(f"{(tenth + 1) * count:9}: {state(pid)}, {rate:6.0f} requests/s", flush=True)
-    async with httpx.AsyncClient() as http:
-        fleet = (await http.get(f"http://127.0.0.1:{port}/operator/v1/fleet")).json()
-    in_flight = sum(i["in_flight"] for n in fleet["nodes"] for i in n["instances"])
+    async with OperatorClient(f"http://127.0.0.1:{port}", who="the gateway") as operator:
+        fleet = await operator.fleet()
+    in_flight = sum(instance.in_flight for instance in fleet.instances())
     print(f"{dict(outcomes)}; in flight at the end: {in_flight}")
 
 

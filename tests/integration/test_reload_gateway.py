@@ -20,6 +20,7 @@ from rigs.gateway import gateway_process, neuron_table
 from rigs.neuron import scripted_neuron
 from rigs.proxy import read_cut_stream
 
+from cortex_common.client.operator_transport import operator_transport
 from cortex_common.errors import ConfigError
 from cortex_server.auth.keys import hash_of
 
@@ -278,7 +279,9 @@ async def test_an_open_event_stream_does_not_delay_the_shutdown(tmp_path):
     """The stream ends, then the process."""
     async with (
         gateway_process(tmp_path) as gateway,
-        httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
+        httpx.AsyncClient(
+            base_url=gateway.url, timeout=30, transport=operator_transport(gateway.url)
+        ) as http,
         http.stream("GET", "/operator/v1/events") as events,
     ):
         lines = events.aiter_lines()
