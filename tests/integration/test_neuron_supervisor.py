@@ -224,7 +224,7 @@ async def test_engine_failures_are_counted_once_by_kind(rig: NeuronRig, tmp_path
             await wait(is_state(InstanceState.LOADING))
             await wait(is_state(InstanceState.READY))
         await client.unload(UnloadRequest(model_id="counted"))
-        async with httpx.AsyncClient() as http, asyncio.timeout(60):
+        async with httpx.AsyncClient(headers=rig.headers) as http, asyncio.timeout(60):
             of_node = await failures_at(http, f"{rig.url}/metrics")
             while await failures_at(http, f"{served.metrics_url}/metrics") != of_node:
                 await asyncio.sleep(0.02)
