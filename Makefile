@@ -16,7 +16,7 @@ RPMBUILD = rpmbuild $(RPM_MACROS) --define '_topdir $(RPM_BUILD)' --define '_sou
 	--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' \
 	--define '_buildhost localhost'
 
-.PHONY: help demo test check format bench engines docs docs-serve reference dist lock srpm rpm test-rpm rehearse clean
+.PHONY: help demo test test-oldest check format bench engines docs docs-serve reference dist lock srpm rpm test-rpm rehearse clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,16 @@ check: $(READY) ## Run the linter, the type checker and the import contracts
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## Run all tests that CI runs
 	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-oldest: $(READY) ## Run the tests of HTTP, settings and storage with the oldest dependencies that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python .venv-oldest/bin/python \
+		--extra gateway --extra neuron --extra tui --output-file .venv-oldest/oldest.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --constraint .venv-oldest/oldest.txt \
+		--editable '.[gateway,neuron,tui]' --group test
+	.venv-oldest/bin/python -m pytest -n 4 --dist loadfile -p no:cacheprovider tests/unit/cortex_common \
+		tests/unit/cortex_http tests/unit/cortex_server/auth tests/unit/cortex_server/storage \
+		tests/integration/test_neuron_api.py tests/integration/test_hostile_inputs.py $(ARGS)
 
 format: $(READY) ## Format the code and fix lint errors automatically
 	$(BIN)/ruff format .
@@ -96,4 +106,4 @@ rehearse: ## Install, run and upgrade the packages on a booted host; needs root,
 	tests/rpm/rehearse.sh
 
 clean: ## Remove everything that make created
-	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -139,7 +139,7 @@ async def test_a_body_is_not_read_without_a_key():
             connection.putrequest("POST", "/operator/v1/models/load")
             for name, value in headers.items():
                 connection.putheader(name, value)
-            connection.putheader("content-length", str(300 * MIB))
+            connection.putheader("content-length", str(2 * MIB))
             connection.endheaders()
             status = connection.getresponse().status
             connection.close()
