@@ -48,7 +48,7 @@ test-oldest: $(READY) ## Run the tests of HTTP, settings and storage with the ol
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python .venv-oldest/bin/python \
 		--extra gateway --extra neuron --extra tui --output-file .venv-oldest/oldest.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --constraint .venv-oldest/oldest.txt \
-		--editable '.[gateway,neuron,tui]' --group test
+		--editable '.[gateway,neuron,tui]' --group test gguf
 	.venv-oldest/bin/python -m pytest -n 4 --dist loadfile -p no:cacheprovider tests/unit/cortex_common \
 		tests/unit/cortex_http tests/unit/cortex_server/auth tests/unit/cortex_server/storage \
 		tests/integration/test_neuron_api.py tests/integration/test_hostile_inputs.py $(ARGS)
