@@ -51,7 +51,7 @@ test-oldest: $(READY) ## Run the tests of HTTP, settings and storage with the ol
 		--editable '.[gateway,neuron,tui]' --group test gguf
 	.venv-oldest/bin/python -m pytest -n 4 --dist loadfile -p no:cacheprovider tests/unit/cortex_common \
 		tests/unit/cortex_http tests/unit/cortex_server/auth tests/unit/cortex_server/storage \
-		tests/integration/test_neuron_api.py tests/integration/test_hostile_inputs.py $(ARGS)
+		tests/integration/test_neuron_relay_edges.py tests/integration/test_hostile_inputs.py $(ARGS)
 
 format: $(READY) ## Format the code and fix lint errors automatically
 	$(BIN)/ruff format .

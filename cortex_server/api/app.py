@@ -11,7 +11,6 @@ from cortex_common import __version__
 from cortex_server.api import errors
 from cortex_server.api.anthropic import hello_router
 from cortex_server.api.auth_middleware import AuthMiddleware
-from cortex_server.api.body_limit import BodyLimitMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
@@ -42,8 +41,6 @@ def create_app(
         redirect_slashes=False,
     )
     errors.install(app)
-    # Inside of AuthMiddleware: whether a request is allowed at all is decided before its body.
-    app.add_middleware(BodyLimitMiddleware, error_response=errors.error_response)
     app.add_middleware(
         AuthMiddleware,
         access_control=lambda: context().access_control,

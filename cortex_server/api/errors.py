@@ -11,9 +11,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from cortex_common.errors import BadRequest, BodyTooLarge, CortexError, NotFound, envelope_bytes
+from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
 from cortex_server.api import anthropic
-from cortex_server.api.body_limit import control_body_too_large
 from cortex_server.proxy.errors import MethodNotAllowed
 from cortex_server.proxy.headers import error_headers
 from cortex_server.proxy.routes import suggest_route
@@ -71,8 +70,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
             hints=["GET /openapi.json lists the routes"],
         )
         return error_response(not_found, request)
-    if error.status_code == BodyTooLarge.status:
-        return error_response(control_body_too_large(), request)
     if error.status_code == 405:
         methods = _allowed_methods(request)
         unsupported = MethodNotAllowed(
