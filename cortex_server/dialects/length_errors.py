@@ -123,6 +123,8 @@ _PROMPT = [
     r"exceeds the available context size",
     # llama-cpp-python
     r"requested tokens \({prompt}\) exceed context window of {limit}",
+    # cortex's embedded engine
+    r"prompt is longer than the context of {limit} tokens",
     # mistral.rs
     r"prompt sequence length is greater than {limit}",
     # Ollama

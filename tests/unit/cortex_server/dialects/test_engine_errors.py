@@ -204,6 +204,7 @@ _PROMPTS: list[tuple[str, str, int | None, int | None]] = [
         None,
         4096,
     ),
+    ("embedded", "the prompt is longer than the context of 2048 tokens", None, 2048),
     ("Ollama", "the input length exceeds the context length", None, None),
     ("Ollama", "prompt too long; exceeded max context length by 1200 tokens", None, None),
     (
