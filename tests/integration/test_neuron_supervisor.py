@@ -273,7 +273,7 @@ async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
 
 async def test_an_engine_that_fails_every_request_is_restarted(rig: NeuronRig):
     """An engine whose /health is ok, and which answers every request with 500, is replaced, counted and reported."""
-    async with rig.client() as client, httpx.AsyncClient() as http:
+    async with rig.client() as client, httpx.AsyncClient(headers=rig.headers) as http:
         model = await load(client, fake("useless", "--status", "500", harness="watched"))
         (engine,) = rig.engines()
         failed = InstanceUsage(
