@@ -203,6 +203,9 @@ def test_junk_costs_no_text(data: st.DataObject) -> None:
             ("r", "a"),
         ),
         ([{"content": [{"type": "reasoning", "text": "r"}]}, {"content": 1.50}], ("r", "1.5")),
+        ([{"content": [{"type": "reasoning", "content": "r"}]}], ("r", "")),
+        ([{"content": [{"type": "reasoning", "summary": [{"text": "r"}]}]}], ("r", "")),
+        ([{"content": [{"type": "reasoning_text", "thinking": "r"}]}], ("r", "")),
         ([{"content": True}, {"content": 7}, {"content": []}, {"content": {}}], ("", "true7")),
     ],
 )

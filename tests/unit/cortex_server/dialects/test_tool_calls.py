@@ -219,6 +219,21 @@ def test_arguments_of_whole_responses_are_kept(arguments: Any, text: str, value:
     assert item["arguments"].replace(" ", "") == text.replace(" ", "")
 
 
+def test_repairs_of_whole_responses_are_counted_by_kind() -> None:
+    """Each under its own name, once."""
+    call = {"tool_calls": [{"function": {"name": "f"}}]}
+    _, repairs = repair_completion(_whole_response(call, "eos"), "r")
+    assert repairs == {
+        "tool_arguments_missing": 1,
+        "tool_call_id": 1,
+        "finish_reason_tool_calls": 1,
+    }
+    _, repairs = repair_completion(_whole_response({"content": "a"}, "eos"), "r")
+    assert repairs == {"finish_reason": 1}
+    _, repairs = repair_completion(_whole_response({"content": 5}, "stop"), "r")
+    assert repairs == {"field_type": 1}
+
+
 def test_the_older_function_call_of_a_whole_response_is_translated() -> None:
     """As a tool call with an id of the gateway's."""
     body = _whole_response(
