@@ -32,7 +32,7 @@ from rigs.proxy import ProxyRig, ready, running_proxy
 
 from cortex_common.config.access import KeyEntry
 from cortex_common.config.catalogue import ModelConfig
-from cortex_common.schema.instances import InstanceState
+from cortex_common.schema.instances import RELAY_ERROR_HEADER, InstanceState
 from cortex_common.schema.keys import KeyLimits
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
@@ -429,7 +429,7 @@ async def test_an_error_of_the_relay_is_a_lost_instance() -> None:
     """A neuron's relay that finds no engine is told apart from an engine that fails by itself."""
     relay = http_response(
         b'{"error":{"message":"the engine broke off","src":"cortex"}}', b"502 Bad Gateway"
-    )
+    ).replace(b"content-type", b"%b: 1\r\ncontent-type" % RELAY_ERROR_HEADER, 1)
     own = http_response(b'{"error":{"message":"CUDA error"}}', b"502 Bad Gateway")
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
