@@ -443,9 +443,13 @@ async def test_mistyped_name_suggests_models_without_a_config() -> None:
         httpx.AsyncClient(base_url=served.url) as http,
     ):
         await wait_for_snapshot(served, all_nodes_up)
-        body = {"model": "gpt-lage", "messages": MESSAGES, "max_tokens": 5}
-        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
-            answer = await http.post(path, json=body | {"input": "hi"})
+        chat = {"model": "gpt-lage", "messages": MESSAGES, "max_tokens": 5}
+        for path, body in (
+            ("/v1/chat/completions", chat),
+            ("/v1/messages", chat),
+            ("/v1/responses", {"model": "gpt-lage", "input": "hi"}),
+        ):
+            answer = await http.post(path, json=body)
             assert (answer.status_code, "did you mean 'gpt-large'?" in answer.text) == (404, True)
         with pytest.raises(ModelNotFound) as error:
             await operator.pin(PinModelRequest(model="gpt-lage"))
