@@ -42,6 +42,7 @@ class _NamedFunction(Struct):
 
 _bodies = msgspec.json.Decoder(dict[str, Raw])
 _named_functions = msgspec.json.Decoder(_NamedFunction)
+_effort_texts = msgspec.json.Decoder(str | None)
 _arrays = msgspec.json.Decoder(list[Raw])
 
 
@@ -162,6 +163,31 @@ def _nearest_effort(budget_tokens: int) -> str:
 def is_openai_reasoning_model(model: str) -> bool:
     """Return whether a name is that of one of OpenAI's reasoning models: the o series, and GPT-5 and later."""
     return _REASONING_MODEL.fullmatch(model) is not None
+
+
+def for_openai_reasoning_model(body: bytes, model: str) -> bytes:
+    """Word a chat request of an OpenAI client for one of OpenAI's reasoning models.
+
+    These reject `max_tokens`, `top_k` and values of `reasoning_effort` that they do not know. Other fields are left to
+    the server and its own message, and a body that the server will reject in any case is returned unchanged.
+    """
+    if not any(name in body for name in (b'"max_tokens"', b'"top_k"', b'"reasoning_effort"')):
+        return body
+    try:
+        fields = _bodies.decode(body)
+        effort = _effort_texts.decode(fields.get("reasoning_effort", Raw(b"null")))
+    except (ValueError, RecursionError):
+        return body
+    fields.pop("top_k", None)
+    if (limit := fields.pop("max_tokens", None)) is not None:
+        fields.setdefault("max_completion_tokens", limit)
+    if effort is not None:
+        known = _known_effort(model, effort)
+        if known is UNSET:
+            del fields["reasoning_effort"]
+        else:
+            fields["reasoning_effort"] = Raw(msgspec.json.encode(known))
+    return msgspec.json.encode(fields)
 
 
 def _adapt_to_openai_reasoning(chat: ChatRequest) -> list[str]:

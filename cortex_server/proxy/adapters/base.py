@@ -1,7 +1,7 @@
 """The interface between a request and the dialect of its client: the engine's body, and the client's response.
 
-`request` knows nothing about dialects, and `dialects` nothing about sockets. `openai_adapter` serves clients that use
-the engines' own dialect, `translating_adapters` all others.
+`request` knows nothing about dialects, and `dialects` nothing about sockets. `openai` serves clients that use the
+engines' own dialect; `messages`, `responses` and `count_tokens` translate.
 """
 
 from __future__ import annotations

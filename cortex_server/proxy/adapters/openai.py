@@ -11,7 +11,11 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
 from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
-from cortex_server.dialects.engine_options import without_named_tool_choice
+from cortex_server.dialects.engine_options import (
+    for_openai_reasoning_model,
+    is_openai_reasoning_model,
+    without_named_tool_choice,
+)
 from cortex_server.dialects.openai_errors import engine_error_response
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.completion_repair import repair_completion
@@ -90,6 +94,8 @@ class OpenAiAdapter(DialectAdapter):
         body = apply_model_config(body, model_config, context)
         if not traits.named_tool_choice:
             body = without_named_tool_choice(body)
+        if traits.openai_reasoning_models and is_openai_reasoning_model(model):
+            body = for_openai_reasoning_model(body, model)
         if self.stream and not self._fields.wants_usage:
             self._added_usage = True
             body = with_usage(body)

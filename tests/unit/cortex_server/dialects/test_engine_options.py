@@ -18,6 +18,7 @@ from cortex_common.schema.engine_traits import (
     detect_engine,
 )
 from cortex_server.dialects.anthropic import request as anthropic
+from cortex_server.dialects.engine_options import for_openai_reasoning_model
 from cortex_server.dialects.responses import request as responses
 from cortex_server.dialects.responses.history import Input
 from cortex_server.dialects.responses.parameters import parse_request
@@ -192,3 +193,21 @@ def test_the_detail_of_an_image_is_kept() -> None:
     assert body["messages"][0]["content"] == [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "low"}}
     ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        ({"max_tokens": 5, "top_k": 3}, {"max_completion_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 9}, {"max_completion_tokens": 9}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "minimal"}),
+        ({"reasoning_effort": "turbo"}, {}),
+        ({"reasoning_effort": None, "seed": 1}, {"reasoning_effort": None, "seed": 1}),
+        ({"reasoning_effort": 7}, {"reasoning_effort": 7}),
+        ({"temperature": 0.2}, {"temperature": 0.2}),
+    ],
+)
+def test_requests_of_openai_clients_are_worded_for_reasoning_models(sent: dict, received: dict):
+    """GPT-5 gets max_completion_tokens, no top_k and an effort that it knows; other fields are left to OpenAI."""
+    body = json.dumps({"model": "gpt-5", **sent}).encode()
+    assert json.loads(for_openai_reasoning_model(body, "gpt-5")) == {"model": "gpt-5", **received}
