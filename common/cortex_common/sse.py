@@ -85,7 +85,9 @@ class EventBuffer:
         tail = self.tail
         end = tail.rfind(b"\n\n", start) + 2
         if self.has_cr:
-            at = max(tail.rfind(b"\n\r", start), tail.rfind(b"\r\r", start))
+            # Of CR LF CR LF, the last LF can still arrive.
+            searched = len(tail) - tail.endswith(b"\n\r")
+            at = max(tail.rfind(b"\n\r", start, searched), tail.rfind(b"\r\r", start, searched))
             end = max(end, at + 2 + tail.startswith(b"\n", at + 2) if at >= 0 else 0)
         return end if end > 1 else 0
 

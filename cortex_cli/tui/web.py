@@ -16,6 +16,7 @@ from textual_serve.app_service import AppService
 from textual_serve.server import Server
 from typing_extensions import override
 
+from cortex_cli.terminal import write_out
 from cortex_cli.tui.web_access import WebAccess, access_middleware
 
 _HEARTBEAT_S = 15.0
@@ -146,7 +147,7 @@ class TerminalServer(Server):
         self._print_url("open in a browser")
 
     def _print_url(self, purpose: str) -> None:
-        sys.stdout.write(f"{purpose}: {self.public_url}/?token={self._access.issue_token()}\n")
+        write_out(f"{purpose}: {self.public_url}/?token={self._access.issue_token()}\n")
         sys.stdout.flush()
 
 

@@ -136,6 +136,7 @@ class Executor:
         await self._drain(instances, drain_s, owner)
         request = RestartRequest(min_cycles=restart.cycles, force=False)
         try:
+            await self._fleet.report_use(restart.node)
             return await self.client(restart.node).restart(restart.harness, request)
         finally:
             self._reopen(instances, owner)

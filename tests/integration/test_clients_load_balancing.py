@@ -37,11 +37,11 @@ class Pair:
     ) -> httpx.Response:
         """Send a streamed request."""
         turn = (
-            {"input": text}
+            {"input": text, "max_output_tokens": 16}
             if path == RESPONSES
-            else {"messages": [{"role": "user", "content": text}]}
+            else {"messages": [{"role": "user", "content": text}], "max_tokens": 5}
         )
-        body = {"model": "m", "max_tokens": 5, "stream": True} | turn | more
+        body = {"model": "m", "stream": True} | turn | more
         return await self.http.post(path, json=body, headers=headers or {})
 
 

@@ -9,6 +9,7 @@ from rigs.engine import STREAM, Call, chunked, scripted_engine
 from rigs.proxy import running_proxy
 
 from cortex_common.config.gateway import GatewaySection
+from cortex_common.net.trusted_hosts import TrustedHosts
 from cortex_server.auth.access_control import AccessControl
 
 CHAT = "/v1/chat/completions"
@@ -38,7 +39,8 @@ async def test_allowed_origin_can_read_responses_listings_and_errors(allowed):
         await call.send(chunked(STREAM) + b"0\r\n\r\n")
 
     settings = GatewaySection(allowed_origins=(allowed,))
-    open_access = AccessControl(insecure=True)
+    trusted = TrustedHosts("gateway", origins=frozenset({allowed}))
+    open_access = AccessControl(insecure=True, trusted=trusted)
     async with (
         scripted_engine(answer) as engine,
         running_proxy({"m": engine.url}, settings=settings, access_control=open_access) as rig,
@@ -68,7 +70,7 @@ async def test_other_origins_cannot_read_anything(allowed):
         preflight = await page.options(CHAT, headers=PREFLIGHT)
         assert preflight.status_code >= 400
         response = await page.post(CHAT, json=BODY)
-        assert response.status_code == 401
+        assert response.status_code == 403
         for answer in (preflight, response):
             assert "access-control-allow-origin" not in answer.headers
 
@@ -80,7 +82,7 @@ async def test_allowed_origins_can_be_reloaded():
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as page,
     ):
-        assert (await page.options(CHAT, headers=PREFLIGHT)).status_code == 401
+        assert (await page.options(CHAT, headers=PREFLIGHT)).status_code == 403
         rig.context.use(GatewaySection(allowed_origins=(PAGE,)), rig.context.limits)
         assert (await page.options(CHAT, headers=PREFLIGHT)).status_code == 200
 

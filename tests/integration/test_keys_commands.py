@@ -96,10 +96,10 @@ async def test_invalid_options_are_usage_errors():
 
 
 async def test_the_operator_api_requires_a_key_with_the_scope(tmp_path):
-    """If an operator key is configured, commands need it; a missing or wrong one exits with 4."""
+    """Where the operator socket is out of reach, commands need the key; a missing or wrong one exits with 4."""
     key = f'[[keys]]\nname = "o"\nhash = "{hash_of("S")}"\nscopes = ["operator"]\n'
     async with gateway_process(tmp_path, key) as gateway:
-        env = {"CORTEX_GATEWAY_URL": gateway.url}
+        env = {"CORTEX_GATEWAY_URL": gateway.url, "XDG_RUNTIME_DIR": str(tmp_path / "none")}
         assert (await run("keys", "ls", **env)).returncode == 4
         assert (await run("keys", "ls", CORTEX_API_KEY="T", **env)).returncode == 4
         (tmp_path / "secret").write_text("S\n")

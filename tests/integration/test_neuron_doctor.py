@@ -15,7 +15,6 @@ from engines.served_neuron import ServedNeuron, served
 
 from cortex_cli.doctor.checks import fleet_checks
 from cortex_cli.doctor.findings import Finding, Verdict
-from cortex_common.client.neuron import NeuronClient
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import NeuronEntry
@@ -50,7 +49,7 @@ async def watched(neuron: ServedNeuron) -> AsyncIterator[Fleet]:
     """Watch a neuron as a gateway does."""
     entry = NeuronEntry(name="beast", endpoint=neuron.url)
     fleet = Fleet((entry,), Catalogue(), SystemClock(), Metrics())
-    async with NeuronClient(neuron.url, who="beast") as client:
+    async with neuron.client() as client:
         watching = asyncio.create_task(NeuronWatcher("beast", client, fleet).run())
         try:
             yield fleet
