@@ -21,6 +21,7 @@ FILES = {
         "/usr/bin/cortex",
         "/usr/lib/firewalld/services/cortex.xml",
         "/usr/lib/systemd/system/cortex.service",
+        "/usr/lib/sysusers.d/cortex-groups.conf",
         "/usr/lib/sysusers.d/cortex.conf",
         "/usr/share/bash-completion/completions/cortex",
         "/usr/share/fish/vendor_completions.d/cortex.fish",
