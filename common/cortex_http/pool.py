@@ -68,6 +68,7 @@ class ConnectionPool(Generic[A]):
         self._open: dict[A, set[Connection[A]]] = {}
         self._idle: dict[A, list[Connection[A]]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def live(self) -> int:
@@ -92,7 +93,7 @@ class ConnectionPool(Generic[A]):
             deadline = loop.time() + self.connect_timeout_s
             try:
                 async with asyncio.timeout_at(deadline):
-                    return await self._connect(address)
+                    connection = await self._connect(address)
             except TimeoutError as failed:
                 if loop.time() - deadline > _LATE_S:
                     continue  # this process stood still, and the server may have accepted meanwhile
@@ -103,6 +104,10 @@ class ConnectionPool(Generic[A]):
                 raise kind(address.where, failed.strerror or str(failed)) from failed
             except MemoryError as failed:
                 raise OutOfResources(address.where, "out of memory") from failed
+            if self._closed:
+                connection.close()
+                raise ConnectError(address.where, "this process is stopping")
+            return connection
 
     async def _connect(self, address: A) -> Connection[A]:
         loop = asyncio.get_running_loop()
@@ -122,9 +127,9 @@ class ConnectionPool(Generic[A]):
         self._open.setdefault(connection.address, set()).add(connection)
 
     def connection_idle(self, connection: Connection[A]) -> None:
-        """Keep a connection for the next request, unless there are plenty."""
+        """Keep a connection for the next request, unless there are plenty or the pool is closed."""
         idle = self._idle.setdefault(connection.address, [])
-        if len(idle) >= _MAX_IDLE:
+        if self._closed or len(idle) >= _MAX_IDLE:
             connection.close()
             return
         connection.idle_since = time.monotonic()
@@ -155,12 +160,13 @@ class ConnectionPool(Generic[A]):
                 connection.fail(reason)
 
     def close(self) -> None:
-        """Close all idle connections."""
+        """Close all connections, also those that open or become idle later; requests in flight fail."""
+        self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for idle in list(self._idle.values()):
-            for connection in list(idle):
+        for connections in list(self._open.values()):
+            for connection in list(connections):
                 connection.close()
 
     def _sweep_later(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from rigs.server import serving
 
 from cortex_http.address import Address, parse_url
 from cortex_http.forward import Forward, request_head
-from cortex_http.pool import ConnectionPool
+from cortex_http.pool import ConnectError, ConnectionPool
 
 
 class Client:
@@ -92,3 +93,27 @@ async def test_a_kept_connection_serves_the_next_request():
             assert (client.status, client.body) == (200, b"ok")
         assert (connections, pool.live) == (1, 1)
         pool.close()
+
+
+async def test_a_closed_pool_keeps_no_connection():
+    """Closing a pool ends the request in flight, and a connection that opens afterwards is closed."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+        while await reader.read(64):
+            pass
+
+    async with serving(serve) as url:
+        pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=5)
+        client, _ = forward(pool, address_of(url))
+        async with asyncio.timeout(10):
+            while not client.body:
+                await asyncio.sleep(0)
+            pool.close()
+            await client.ended.wait()
+            with pytest.raises(ConnectError, match="stopping"):
+                await pool.connect(address_of(url))
+            while pool.live:
+                await asyncio.sleep(0)
+    assert client.aborted
+    assert pool.take_idle(address_of(url)) is None

@@ -48,10 +48,12 @@ async def served(limits: Limits) -> AsyncIterator[int]:
     server = create_server(app, protocol_for(AsgiOnly(limits)), tls=None, drain_s=1)
     with listen("127.0.0.1", 0) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        yield listener.getsockname()[1]
-        server.force_exit = True
-        server.stop()
-        await serving
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.stop()
+            server.cut()
+            await serving
 
 
 async def exchange(port: int, data: bytes) -> bytes:
@@ -60,6 +62,8 @@ async def exchange(port: int, data: bytes) -> bytes:
     writer.write(data)
     answer = await asyncio.wait_for(reader.read(), 30)
     writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
     return answer
 
 
