@@ -75,7 +75,7 @@ class EventStream:
         """Yield the events; comments are passed to `on_comment`.
 
         A stream that is cut ends like any other: the gateway cuts one that failed, after an event that says why. The
-        last event tells whether the response is complete.
+        last event shows whether the response is complete.
         """
         parser = SseParser(on_comment=lambda text: self.on_comment(text.decode("utf-8", "replace")))
         with contextlib.suppress(httpx.RemoteProtocolError):

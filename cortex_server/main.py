@@ -147,7 +147,7 @@ class _Shutdown:
             loop.add_signal_handler(number, self.begin)
 
     def begin(self) -> None:
-        """Drain the gateway, or cut the drain short if it has begun."""
+        """Drain the gateway, or cut the drain short if it has started."""
         if self._drain_task is None:
             systemd.notify("STOPPING=1", os.environ)
             # The unit's TimeoutStopSec must not interrupt a long drain.

@@ -1,8 +1,8 @@
 """Admission of loads: their memory requests, and whether an existing instance already serves them.
 
-Two numbers are kept apart: what the ledger reserves, which past loads teach, and what an engine is told to use, which
+Two numbers are kept apart: what the ledger reserves, which past loads teach, and what an engine may use, which
 only the model config or the node's own estimate decides. If a measurement decided it, an engine that uses a little more
-than it is told would be told more with every load.
+than it is given would be given more with every load.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def _reserved_mb(
 
 
 def _budget_mb(spec: LoadSpec, past: PastLoad, estimate: MemoryEstimate | None) -> int | None:
-    """Return the MiB per device that an engine is told to use: configured or estimated, but never measured.
+    """Return the MiB per device that an engine is configured to use: set or estimated, but never measured.
 
-    An estimate with which the engine ran out of memory is raised. An engine of unknown size is told what it was told
+    An estimate with which the engine ran out of memory is raised. An engine of unknown size is given what it was given
     when it was measured; before that, its whole device.
     """
     if spec.vram_mb is not None:

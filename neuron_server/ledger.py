@@ -116,7 +116,7 @@ class MemoryRequest:
         devices: device indices chosen by the caller; empty lets the ledger choose.
         kinds: kinds of device that the engine supports, in order of preference.
         host_mb: MiB of the host's RAM in addition, checked if the cpu device is offered.
-        budget_mb: MiB on each device that the engine will be told to use; passed on to the reservation.
+        budget_mb: MiB on each device that the engine will be configured to use; passed on to the reservation.
         learned: the size was measured, so it can include headroom; an empty device then suffices.
     """
 
@@ -137,7 +137,7 @@ class Reservation:
         devices: indices of the devices.
         per_device_mb: MiB reserved on each of them.
         host_mb: MiB of the host's RAM reserved in addition.
-        budget_mb: MiB on each device that the engine is told to use; None if none.
+        budget_mb: MiB on each device that the engine is configured to use; None if none.
     """
 
     devices: tuple[int, ...]

@@ -192,7 +192,7 @@ async def _look_for_weights(spec: LoadSpec, entry: RegistryEntry) -> int | None:
 
 
 def _budget_mb(reservation: Reservation) -> int | None:
-    """Return the MiB that an engine is told to use: all that it was granted if its size is unknown."""
+    """Return the MiB that an engine is configured to use: all that it was granted if its size is unknown."""
     if not reservation.devices:
         return None
     return reservation.per_device_mb if reservation.budget_mb is None else reservation.budget_mb

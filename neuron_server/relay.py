@@ -43,7 +43,7 @@ _NOT_TO_ENGINE = (
     HOP_BY_HOP | FRAMING | {b"authorization", b"expect", b"host", b"x-conversation-id", _ID_HEADER}
 )
 """Headers that are not forwarded with the others: hop-by-hop headers, the token, which is the neuron's, and
-X-Conversation-Id, which makes llama-server go on generating after a disconnect. The request id is kept apart."""
+X-Conversation-Id, which makes llama-server continue to generate after a disconnect. The request id is kept apart."""
 
 _CALLER = frozenset({b"authorization", b"host", b"origin", b"sec-fetch-site"})
 """Headers that show who sent a request."""
@@ -204,7 +204,7 @@ class Relay:
         """Answer a request whose engine closed the connection while the body was being sent.
 
         Engines refuse a route that they lack, or a size, without reading on, and their response is lost with the
-        connection. That says nothing against an engine that goes on listening, as a 502 would.
+        connection. That does not mean that an engine that keeps listening has failed, as a 502 would.
         """
         if await _is_listening(forward.address):
             failure = BadRequest(

@@ -70,7 +70,7 @@ _READINGS, _INFLIGHT, _CHECKS = "readings", "requests in flight", "engine checks
 _PROGRAMS = "engine programs"
 _FAILABLE = {InstanceState.LOADING, InstanceState.READY}
 _INSPECTION_S = 5.0
-"""Seconds that the start waits for the inspection of engines' programs, which goes on in the background."""
+"""Seconds that the start waits for the inspection of engines' programs, which continues in the background."""
 
 _LAST_USE_SAVE_INTERVAL_S = 60.0
 _READINGS_PER_ATTACHED_REFRESH = 5

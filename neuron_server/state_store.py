@@ -77,7 +77,7 @@ class PastLoad(WireModel):
     Attributes:
         seconds: duration of the last load that succeeded; None if none did.
         per_device_mb: highest MiB measured on one device; None if it was not measured.
-        budget_mb: MiB that the engine was told to use.
+        budget_mb: MiB that the engine was configured to use.
         too_small_mb: MiB on each device with which the engine ran out of memory since then.
     """
 

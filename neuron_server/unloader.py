@@ -61,7 +61,7 @@ class Unloader:
     async def unload(self, managed: ManagedInstance, drain_s: float, *, force: bool = True) -> None:
         """Drain and stop an instance; return once its memory is measured free.
 
-        A stop that is under way takes the shorter drain, so that nobody waits for a softer request made before.
+        A stop that is under way takes the shorter drain, so that no caller waits for an earlier request's longer drain.
 
         Args:
             managed: the instance.

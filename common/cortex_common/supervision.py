@@ -112,12 +112,12 @@ class BackgroundTasks:
             await asyncio.sleep(RESTART_BACKOFF.delay_s(in_row))
 
     def record_failure(self, name: str, error: BaseException) -> None:
-        """Count a failure; for tasks that go on after an error by themselves."""
+        """Count a failure; for tasks that continue after an error."""
         known = self._failures.get(name, TaskFailures(name, 0, "", 0.0))
         text = f"{type(error).__name__}: {error}"[:512]
         at = self._clock.unix()
         self._failures[name] = replace(known, count=known.count + 1, error=text, at=at)
-        # Whoever handles the error can fail for the same reason, such as a lack of file descriptors.
+        # The handler of the error can fail for the same reason, such as a lack of file descriptors.
         with contextlib.suppress(Exception):
             log.error("task_failed", exc_info=error, extra={"fields": {"task": name}})
         with contextlib.suppress(Exception):

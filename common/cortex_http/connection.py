@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol, Generic[A]):
     """One connection; serves one request at a time.
 
     Args:
-        owner: Told when the connection opens, becomes idle and closes.
+        owner: Notified when the connection opens, becomes idle and closes.
         address: Address that it leads to.
 
     Attributes:
@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol, Generic[A]):
         self._last = self._cacheable(data) if begins and self._complete else None
         self._report()
         # A whole chunk where the parser expects one need not pass through it: the parser still expects the next one
-        # afterwards. Nothing of the next chunk's size line may have been read: after its end the chunk has begun.
+        # afterwards. Nothing of the next chunk's size line may have been read: after its end the chunk has started.
         if self._chunk_complete and self._handler is handler and data.endswith(b"\r\n"):
             splice = handler.response_splice()
             if splice is not None and self._transport is not None:
@@ -366,7 +366,7 @@ class Connection(asyncio.Protocol, Generic[A]):
             self._pieces.append(body)
 
     def on_chunk_header(self) -> None:
-        """Note that a chunk has begun."""
+        """Note that a chunk has started."""
         self._chunk_complete = False
 
     def on_chunk_complete(self) -> None:

@@ -255,7 +255,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_responding(self) -> bool:
-        """Whether a response has begun, or belongs to an earlier request: another one can't be sent then."""
+        """Whether a response has started, or belongs to an earlier request: another one can't be sent then."""
         current: RequestResponseCycle | ServerRequest | None = self.cycle
         if current is None:
             return False

@@ -177,7 +177,7 @@ class HttpProtocol(LimitedHttpProtocol, Generic[H]):
             self._build_scope()
             super().on_headers_complete()
             return
-        # A client of HTTP/1.0 would have to be told that the connection is kept, and waits for its end otherwise.
+        # A client of HTTP/1.0 would need a header that the connection is kept, and waits for its end otherwise.
         http_1_1 = parser.get_http_version() != "1.0"
         chunked = any(n == b"transfer-encoding" for n, _ in self.headers)
         self._start(
@@ -239,7 +239,7 @@ class HttpProtocol(LimitedHttpProtocol, Generic[H]):
     def resume_reading(self) -> None:
         """Read on, unless many requests are queued already.
 
-        Reading goes on during a response because a closed connection is noticed only then.
+        Reading continues during a response because a closed connection is noticed only then.
         """
         if len(self.pipeline) < _MAX_QUEUED:
             self.flow.resume_reading()

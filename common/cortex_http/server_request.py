@@ -14,7 +14,7 @@ from cortex_http.headers import Headers, lines
 from cortex_http.sockets import is_peer_unresponsive
 
 LINGER_S = 10.0
-"""Seconds to go on reading a body that was already answered: closing immediately would reset the connection, and the
+"""Seconds to keep reading a body that was already answered: closing immediately would reset the connection, and the
 client would never see the response."""
 
 _CUT_AFTER_S = 0.5

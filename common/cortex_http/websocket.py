@@ -97,7 +97,7 @@ class FrameParser:
         self._mask: bytes | None = None  # set while a payload is being read
         self._control = bytearray()
         self._message = bytearray()
-        self._message_opcode: Opcode | None = None  # while a message has begun
+        self._message_opcode: Opcode | None = None  # while a message is incomplete
 
     def feed(self, data: bytes) -> list[WebSocketMessage]:
         """Return the messages that these bytes complete.

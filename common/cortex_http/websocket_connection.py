@@ -55,7 +55,7 @@ class WebSocketHandler(Protocol):
         """Handle a text message."""
 
     def closed(self) -> None:
-        """Note that the connection is closed, whoever closed it."""
+        """Note that the connection is closed, by either side."""
 
     def stop(self) -> None:
         """Note that the server is stopping: close the connection when nothing is in flight."""

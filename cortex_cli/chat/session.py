@@ -67,7 +67,7 @@ class ChatSession:
                 notify(describe(error, stderr_colors()))
 
     async def _handle(self, line: SlashCommand | str) -> bool:
-        """Answer a message or run a command; return whether the conversation goes on."""
+        """Answer a message or run a command; return whether the conversation continues."""
         if isinstance(line, str):
             await self._answer(line)
             return True

@@ -41,7 +41,7 @@ class UsageReporter:
         self._wakeup = asyncio.Event()
 
     def record(self, endpoint: Endpoint) -> None:
-        """Note that a request on an instance has begun or ended."""
+        """Note that a request on an instance has started or ended."""
         if not self._used:
             self._wakeup.set()
         self._used.add(endpoint)

@@ -22,8 +22,8 @@ class LoadOutcomes(ExecutorEvents):
 
     Args:
         scheduler: receives them.
-        placement_view: told which instances are gone.
-        measurements: told how much memory a node needs for a load.
+        placement_view: receives the instances that are gone.
+        measurements: receives the memory that a node needs for a load.
         post: schedules an event on the controller's task.
     """
 

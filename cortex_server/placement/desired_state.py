@@ -40,7 +40,7 @@ class DesiredState:
     """Compares the fleet with what it should be, over time.
 
     Idle times are measured with the monotonic clock from when an instance was last seen busy, so a host clock that
-    jumps unloads nothing. Instances on external upstreams are nobody's replicas.
+    jumps unloads nothing. Instances on external upstreams do not count as replicas.
 
     Attributes:
         idle_ttl_s: time to live of models whose config sets none; 0 for never.

@@ -63,7 +63,7 @@ class AttemptOwner(Protocol):
         """Send the head of the response, unless keep-alive comments have opened it."""
 
     def reject(self, rejection: Rejection, output: bytes = b"") -> None:
-        """Go on without an answer: nothing of one has been sent.
+        """Continue without an answer: nothing of one has been sent.
 
         Args:
             rejection: Why there is none.
@@ -79,7 +79,7 @@ class AttemptOwner(Protocol):
         """
 
     def break_off(self, output: bytes | None, error: CortexError, fault: Fault) -> None:
-        """End a response that has begun and can't be completed; see `EngineResponse.fail`."""
+        """End a started response that can't be completed; see `EngineResponse.fail`."""
 
 
 class Attempt:

@@ -111,7 +111,7 @@ class ColdStart:
         raise self._not_available()
 
     async def _wait_for_report(self, lost: Endpoint) -> None:
-        """Wait until a lost instance takes no requests any more, or its node goes on to report it as ready."""
+        """Wait until a lost instance takes no requests any more, or its node still reports it as ready."""
         fleet = self._context.fleet
         changed = asyncio.Event()
         fleet.on_change(changed.set)

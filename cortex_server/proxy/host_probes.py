@@ -1,6 +1,6 @@
 """Probes of hosts whose node can't be reached, so that requests on a dead host end within seconds.
 
-A node that can't be reached is not necessarily lost: its neuron may restart while its engines go on. A dead host
+A node that can't be reached is not necessarily lost: its neuron can restart while its engines keep running. A dead host
 accepts no connection; that one which was open before is dead would otherwise be noticed after minutes.
 """
 

@@ -253,7 +253,7 @@ class ProxyRequest:
         return False
 
     def on_admitted(self) -> None:
-        """Go on after waiting in the admission queue."""
+        """Continue after waiting in the admission queue."""
         if not self.finished:
             self.record.queued_s = self.context.loop.time() - self.record.started
             self._send_or_load()
@@ -444,7 +444,7 @@ class ProxyRequest:
         self._finish(None if failure is None else failure.code, failure, fault)
 
     def break_off(self, output: bytes | None, error: CortexError, fault: Fault) -> None:
-        """End a response that has begun with an error."""
+        """End a started response with an error."""
         if output is None:
             self.client.abort()
         else:
@@ -514,7 +514,7 @@ class ProxyRequest:
         self.client.flush()
 
     def refuse(self, error: CortexError) -> None:
-        """Answer with an error of the gateway; as an event when the client's stream has begun."""
+        """Answer with an error of the gateway; as an event when the client's stream has started."""
         if self.finished:
             return
         adapter, streaming = self.adapter, self.opened

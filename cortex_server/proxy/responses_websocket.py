@@ -126,7 +126,7 @@ class ResponsesWebSocket:
             self._active.client_unblocked()
 
     def ended(self) -> None:
-        """Go on with the next message: a response has ended."""
+        """Continue with the next message: a response has ended."""
         self._active = None
         if self._stopping:
             self.stop()

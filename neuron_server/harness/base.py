@@ -165,7 +165,7 @@ class ProcessHarness(Harness, Protocol):
         `keys.KEY_FIELD` and `keys.KEY_FILE_FIELD` in it stand for the engine's API key and the file that contains it.
 
         Args:
-            spec: the load, with `vram_mb` as the MiB per device that the engine is told to use.
+            spec: the load, with `vram_mb` as the MiB per device that the engine is configured to use.
             devices: the devices granted to the engine, in the order of their indices.
             host: address to listen on.
             port: port to listen on.

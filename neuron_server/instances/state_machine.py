@@ -53,7 +53,7 @@ class Instance:
         devices: indices of its devices.
         granted_mb: MiB granted on each of them.
         held_mb: MiB on each of them that stay reserved until a crashed engine is restarted; None otherwise.
-        budget_mb: MiB on each of them that the engine is told to use; None if none.
+        budget_mb: MiB on each of them that the engine is configured to use; None if none.
         host_mb: MiB of the host's RAM granted in addition, for layers that stay there.
         measured_mb: MiB measured on each of them, in the same order; empty if not measured.
         peak_mb: highest MiB ever measured on one of them.

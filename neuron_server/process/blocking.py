@@ -38,7 +38,7 @@ async def run_blocking(work: Callable[[], T], timeout_s: float) -> T:
     """Run a call on a thread of its own and return its result.
 
     Raises:
-        TimeoutError: it takes longer; it goes on, and its result is ignored.
+        TimeoutError: it takes longer; it continues, and its result is ignored.
         Exception: what it raises.
     """
     async with asyncio.timeout(timeout_s):

@@ -119,7 +119,7 @@ class EngineProcess:
     def detach(self) -> None:
         """Stop watching an engine that will outlive this neuron."""
         if self._child is not None and self.alive:
-            self._child.returncode = 0  # tells Popen that the child will not be waited for
+            self._child.returncode = 0  # so that Popen does not wait for the child
         self._unwatch()
 
     def _watch(self) -> None:

@@ -155,7 +155,7 @@ class Supervisor:
             return EngineProcess(
                 child.pid, process.started_ticks, _marker(instance), child=child, cgroup=cgroup
             )
-        except OSError as error:  # such as a lack of file descriptors: an engine that nobody watches must not stay
+        except OSError as error:  # such as a lack of file descriptors: an engine that is not watched must not stay
             _kill_group(child, cgroup)
             raise LoadFailed(f"can't watch {launch.argv[0]}: {error}") from error
 

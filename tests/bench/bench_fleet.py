@@ -91,7 +91,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     show("snapshot for placement, nothing changed", milliseconds(lambda: fleet.node_snapshot))
     show("snapshot and capacities after a request", milliseconds(after_a_request))
     fleet.use_catalogue(Catalogue(models=model_configs))
-    show("snapshot, every view anew", milliseconds(lambda: fleet.snapshot, 1))
+    show("snapshot, all views rebuilt", milliseconds(lambda: fleet.snapshot, 1))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_a_mistyped_command_suggests_the_nearest():
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS_OF_OTHERS.items())
 def test_a_command_of_a_similar_program_suggests_ours(name: str, command: str):
-    """`cortex pull` and the like, which users of ollama type, suggest the command that does the same and exists."""
+    """`cortex pull` and similar commands of other programs suggest the command that does the same and exists."""
     done = cortex_here(name, "m")
     assert (done.returncode, f"did you mean `cortex {command}`?" in done.stderr) == (2, True)
     assert cortex_here(*command.split(), "--help").returncode == 0

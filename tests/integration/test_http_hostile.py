@@ -1,4 +1,4 @@
-"""Hostile HTTP on a gateway's socket: each is answered at once, and nobody else waits."""
+"""Hostile HTTP on a gateway's socket: each is answered immediately, and no other client waits."""
 
 from __future__ import annotations
 

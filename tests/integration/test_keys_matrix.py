@@ -108,7 +108,7 @@ async def test_the_metrics_listener_requires_its_scope():
     ],
 )
 async def test_without_keys_other_hosts_are_rejected(insecure, statuses):
-    """Other hosts can use models only with --insecure, and nobody the operator API over TCP."""
+    """Other hosts can use models only with --insecure, and never the operator API over TCP."""
     async with (
         running_gateway(insecure=insecure) as served,
         httpx.AsyncClient(base_url=served.url) as http,

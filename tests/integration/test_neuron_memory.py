@@ -96,7 +96,7 @@ async def failed(runtime: Runtime, model: str) -> ModelInfo:
 
 
 async def test_what_an_engine_is_told_does_not_grow_with_what_it_takes(runtime: Runtime):
-    """An engine that uses 700 MiB beyond its share is told the same share with every load, and never refused."""
+    """An engine that uses 700 MiB beyond its share gets the same share with every load, and never refused."""
     for _ in range(4):
         await runtime.load(fake("m", "--gpu-mb", "700", harness="sized", vram_mb=7300))
         info = await ready(runtime, "m")
@@ -162,7 +162,7 @@ async def test_a_restart_after_a_crash_does_not_take_what_others_were_granted(
 
 
 async def test_an_engine_that_grows_keeps_its_reservation(runtime: Runtime):
-    """Nobody else is granted what it has not allocated yet, and a measurement does not lower the grant."""
+    """No other load is granted what it has not allocated yet, and a measurement does not lower the grant."""
     for _ in range(2):
         await runtime.load(fake("m", "--gpu-mb", "1000", harness="growing", vram_mb=6000))
         info = await ready(runtime, "m")

@@ -892,7 +892,7 @@ async def test_an_odd_status_and_the_headers_of_an_upstream_stay_with_the_gatewa
 
 
 async def test_a_failed_load_shows_an_inference_client_no_engine_log():
-    """The engine's last lines are for operators; streams that have begun get the same error as an event."""
+    """The engine's last lines are for operators; started streams get the same error as an event."""
     access = AccessControl(Keyring())
     key = KeyEntry(name="k", hash=hash_of("k"))
     access.keyring.replace([key], (), 0.0)

@@ -272,7 +272,7 @@ async def test_an_answer_in_another_form_is_converted(pair: Pair, stream: bool) 
 async def test_an_engine_that_never_ends_its_stream_is_left(
     pair: Pair, path: str, stream: bool
 ) -> None:
-    """After finish and usage, or [DONE], the answer ends soon, even if comments go on."""
+    """After finish and usage, or [DONE], the answer ends soon, even if comments continue."""
 
     async def linger(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"one two", LAST, USAGE))
@@ -426,7 +426,7 @@ async def test_the_only_instance_restarts_before_the_first_byte() -> None:
 
 
 async def test_an_error_of_the_relay_is_a_lost_instance() -> None:
-    """A neuron's relay that finds no engine is told apart from an engine that fails by itself."""
+    """A neuron's relay that finds no engine is distinguished from an engine that fails by itself."""
     relay = http_response(
         b'{"error":{"message":"the engine broke off","src":"cortex"}}', b"502 Bad Gateway"
     ).replace(b"content-type", b"%b: 1\r\ncontent-type" % RELAY_ERROR_HEADER, 1)

@@ -25,7 +25,7 @@ class LoopLoad:
     memory_mb: float = 0.0
 
     def reset(self) -> float:
-        """Return the longest pass so far and measure anew."""
+        """Return the longest pass so far and start over."""
         longest, self.pass_s = self.pass_s, 0.0
         return longest
 

@@ -783,7 +783,7 @@ async def test_a_rejected_key_is_shown():
 
 
 async def test_freeze_holds_the_view():
-    """`f` keeps what is shown while the fleet goes on, and shows the newest when pressed again."""
+    """`f` keeps what is shown while the fleet changes, and shows the newest when pressed again."""
     source = FedSource(busy_fleet())
     app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app) as pilot:

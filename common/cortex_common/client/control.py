@@ -26,7 +26,7 @@ T = TypeVar("T")
 _MAX_ID_LENGTH = 64
 
 _TRANSFER_S = 30.0
-"""Seconds, after the timeout of a call, in which a response that has begun must end."""
+"""Seconds, after the timeout of a call, in which a started response must end."""
 
 _CONNECTION_ERRORS = {
     errno.ECONNREFUSED,

@@ -95,7 +95,7 @@ class ModelConfig(Section):
     """Quantization, such as "Q4_K_M"."""
 
     vram_mb: Mib | None = None
-    """Memory in MiB that it can use over all of its devices. Engines that size themselves, such as vLLM, are told this
+    """Memory in MiB that it can use over all of its devices. Engines that size themselves, such as vLLM, are given this
     number; a measurement never changes it. It is also the memory that is reserved, until a load has been measured.
     Default: derived from the weights and the context."""
 

@@ -100,7 +100,7 @@ UPSTREAM_TRAITS: Mapping[str, EngineTraits] = {
 
 
 def detect_engine(owners: Collection[str], models: Collection[str]) -> str:
-    """Return the engine of an upstream, "openai" if it can't be told.
+    """Return the engine of an upstream, "openai" if that is unknown.
 
     Args:
         owners: `owned_by` of the models that it lists.

@@ -102,7 +102,7 @@ class LoadSpec(StrictWireModel):
         context: context size in tokens, prompt and completion; None for the model's own.
         parallel: number of requests that the engine processes at the same time; None for the harness's default.
         vram_mb: MiB that the engine can use on each device; None lets the node estimate it.
-        reserve_mb: MiB to reserve on each device, as measured in earlier loads. The engine is not told this number, so
+        reserve_mb: MiB to reserve on each device, as measured in earlier loads. The engine does not get this number, so
             that a measurement never raises what it uses. None lets the node decide.
         config: hash of the model config that the caller built this spec from; reported with the instance.
         args: additional command-line arguments for the engine.
@@ -188,7 +188,7 @@ class ModelInfo(WireModel):
         vram_measured_mb: MiB measured for its process tree on each of `devices`; empty if unknown.
         vram_peak_mb: the largest value ever measured on one device; 0 if unknown.
         vram_granted_mb: MiB that the node's ledger granted on each device.
-        vram_budget_mb: MiB on each device that its engine was told to use; null if none.
+        vram_budget_mb: MiB on each device that its engine was configured to use; null if none.
         grows: its engine can allocate more after it is ready, so all of its grant stays reserved.
         failure: how its engine ended if it failed, such as "out_of_memory", or the error code of the failed load.
         config: see `LoadSpec.config`.

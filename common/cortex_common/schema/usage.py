@@ -1,4 +1,4 @@
-"""Usage reports: what a gateway tells a node about the use of the node's instances.
+"""Usage reports of gateways about the use of a node's instances.
 
 A node can't see requests that reach its engines without its relay, and no node can tell a good answer from an error.
 """

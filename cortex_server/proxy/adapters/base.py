@@ -97,7 +97,7 @@ class DialectAdapter(Protocol):
         ...
 
     def error_event(self, error: CortexError) -> bytes:
-        """Return an error as an event of a stream that has begun."""
+        """Return an error as an event of a stream that has started."""
         ...
 
     def keep_alive(self, comment: bytes) -> bytes:

@@ -167,7 +167,7 @@ def _wrong_type(message: str) -> BadRequest:
 def with_model(body: bytes, old: str, new: str) -> bytes:
     """Return the same body with another model name, everything else byte for byte.
 
-    The name is replaced in place when it occurs exactly once. A body where that can't be told (the key occurs twice, or
+    The name is replaced in place when it occurs exactly once. A body where that is ambiguous (the key occurs twice, or
     the name has escapes) is encoded again from its fields.
     """
     name = msgspec.json.encode(new)

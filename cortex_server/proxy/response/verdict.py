@@ -6,7 +6,7 @@ completion, is decided there. An answer that is not usable is a `Rejection`. Its
 ========  =====================================================  =================  ==============================
 fault     meaning                                                another instance?  effect on the circuit breaker
 ========  =====================================================  =================  ==============================
-CLIENT    the request is wrong, whoever gets it                  no                 the instance is well
+CLIENT    the request is wrong for any instance                  no                 the instance is well
 ENGINE    the engine failed                                      yes                a failure
 ACCOUNT   our key, account or list of models is wrong there      yes                a failure
 BUSY      the engine has too much to do                          yes                a pause, as Retry-After says

@@ -45,7 +45,7 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
 
 
 def test_damaged_state_is_set_aside(tmp_path: Path) -> None:
-    """Files that are not UTF-8 or not JSON stop nothing, and are kept for whoever wants to look at them."""
+    """Files that are not UTF-8 or not JSON stop nothing, and are kept for inspection."""
     first = StateDir(tmp_path / "state")
     node_id = first.node_id
     first.save_record(record("i-1"))

@@ -384,7 +384,7 @@ def _body(message: str, **fields: Any) -> bytes:
 def test_prompts_that_are_too_long_are_recognized(
     server: str, message: str, prompt: int | None, limit: int | None, status: int
 ) -> None:
-    """Each server has its own words; prompt and limit are told apart by them, not by their size."""
+    """The words of each server, not the sizes, distinguish prompt and limit."""
     error = error_from_response(status, _body(message))
     assert isinstance(error, PromptTooLong), server
     assert error.details.get("n_prompt_tokens") == prompt
@@ -394,16 +394,16 @@ def test_prompts_that_are_too_long_are_recognized(
     assert json.loads(body)["error"]["code"] == "context_length_exceeded"
     found_status, body = error_response(error, prompt_tokens=7)
     assert found_status == (413 if status == 413 else 400)
-    told = json.loads(body)["error"]["message"]
+    answer = json.loads(body)["error"]["message"]
     expected = f"prompt is too long: {prompt or (limit or 0) + 1} tokens > {limit} maximum"
-    assert told == (expected if limit else f"prompt is too long: {message}")
+    assert answer == (expected if limit else f"prompt is too long: {message}")
 
 
 @pytest.mark.parametrize(("server", "message", "asked", "limit", "prompt"), _COMPLETIONS)
 def test_max_tokens_that_is_too_large_is_told_apart(
     server: str, message: str, asked: int | None, limit: int | None, prompt: int | None
 ) -> None:
-    """A shorter conversation would not help, so no client is told that its prompt is too long."""
+    """A shorter conversation would not help, so no client gets "prompt is too long"."""
     error = error_from_response(400, _body(message, code="context_length_exceeded"))
     assert isinstance(error, MaxTokensTooLarge), server
     assert error.details.get("max_tokens") == asked
@@ -416,13 +416,15 @@ def test_max_tokens_that_is_too_large_is_told_apart(
         message,
     )
     status, body = error_response(error)
-    told = json.loads(body)["error"]["message"]
+    answer = json.loads(body)["error"]["message"]
     assert status == 400
-    assert "prompt is too long" not in told
+    assert "prompt is too long" not in answer
     if prompt is not None:
-        assert f"`max_tokens` exceed context limit: {prompt} + {asked} > {limit}, decrease" in told
+        assert (
+            f"`max_tokens` exceed context limit: {prompt} + {asked} > {limit}, decrease" in answer
+        )
     elif asked is not None:
-        assert told.startswith(f"max_tokens: {asked} > {limit}, which is the maximum")
+        assert answer.startswith(f"max_tokens: {asked} > {limit}, which is the maximum")
 
 
 @pytest.mark.parametrize(

@@ -455,7 +455,7 @@ def test_user_messages_survive_a_compaction() -> None:
 
 
 def test_earlier_summary_is_a_user_message() -> None:
-    """A compacted conversation goes on from its summary."""
+    """A compacted conversation continues from its summary."""
     item = {"type": "compaction", "id": "cmp_1", "encrypted_content": encode_summary("it was so")}
     (message,) = _messages(item)
     assert message["role"] == "user"

@@ -46,6 +46,6 @@ def test_a_list_of_too_many_models_is_an_error_that_says_what_to_do():
     "body", [b"", b"[]", b"{", b"\xff", b'{"data":[{}]}', b"[" * 100_000], ids=range(6)
 )
 def test_anything_else_is_an_error(body: bytes):
-    """Whatever the server sends, the watcher goes on."""
+    """Whatever the server sends, the watcher keeps running."""
     with pytest.raises(UpstreamFailed):
         parse_model_list(body, "/v1/models")

@@ -180,7 +180,7 @@ def test_a_message_stream_is_the_same_however_it_is_cut(places):
 
 
 def test_pings_open_a_message_stream_before_an_engine_is_chosen():
-    """During a cold start the stream opens with message_start; the answer goes on in the same stream."""
+    """During a cold start the stream opens with message_start; the answer continues in the same stream."""
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
     adapter = MessagesAdapter(body, b"req-1")
     opened = adapter.keep_alive(b"loading")

@@ -74,7 +74,7 @@ def test_key_with_large_responses_takes_no_room_from_others() -> None:
 
 
 def test_used_response_is_kept() -> None:
-    """A conversation that goes on is not forgotten."""
+    """A conversation that continues is not forgotten."""
     own = _own(ResponseStore(4000))
     own.put(_turn(1, size=400), stored=True)
     own.put(_turn(2, size=400), stored=True)
@@ -139,7 +139,7 @@ def test_unstored_response_is_kept_for_its_websocket() -> None:
     )
 )
 def test_memory_is_bounded(puts: list[tuple[str, int, int]]) -> None:
-    """Whoever stores what, and the size is that of what can be found."""
+    """The recorded size equals that of the stored responses, whichever key stores them."""
     store = ResponseStore(1000)
     for name, number, size in puts:
         _own(store, name).put(_turn(number, size=size), stored=True)

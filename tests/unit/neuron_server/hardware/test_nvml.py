@@ -404,7 +404,7 @@ async def test_a_driver_call_that_never_returns_holds_up_nothing():
 
 @pytest.mark.parametrize(("code", "gone"), [(15, True), (16, True), (999, False)])
 def test_a_gpu_that_fell_off_the_bus_is_gone(code, gone):
-    """Errors that only a reset can end are told apart from those that can pass."""
+    """Errors that only a reset can end are distinguished from transient ones."""
     source, _ = single_gpu(UtilizationRates=failing(code))
     (sample,) = source.sample({})
     assert sample.gone is gone

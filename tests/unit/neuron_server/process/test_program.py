@@ -44,7 +44,7 @@ async def test_a_program_leaves_no_children_and_no_descriptors(tmp_path: Path):
 
 
 async def test_a_call_that_blocks_for_ever_is_left_alone():
-    """The deadline holds, other calls go on, and errors reach the caller."""
+    """The deadline holds, other calls continue, and errors reach the caller."""
     blocked = threading.Event()
     with pytest.raises(TimeoutError):
         await run_blocking(blocked.wait, 0.01)
