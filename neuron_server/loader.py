@@ -8,7 +8,6 @@ from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadResponse, LoadSpec
-from neuron_server.admission import join_existing, memory_requests, reject_second_parallel
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.keys import EngineKeys
@@ -17,8 +16,9 @@ from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.runner_factory import create_runner
 from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance
-from neuron_server.ledger import Reservation
-from neuron_server.memory_accounting import MemoryAccounting
+from neuron_server.memory.accounting import MemoryAccounting
+from neuron_server.memory.admission import join_existing, memory_requests, reject_second_parallel
+from neuron_server.memory.ledger import Reservation
 from neuron_server.process.blocking import run_blocking
 from neuron_server.process.ports import free_port
 from neuron_server.process.supervisor import Supervisor

@@ -46,11 +46,11 @@ from neuron_server.hardware.host import Host, Reading
 from neuron_server.harness.keys import EngineKeys
 from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.inflight import InflightCounts
-from neuron_server.instance_memory import InstanceMemory
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.state_machine import Instance
 from neuron_server.loader import Loader
-from neuron_server.memory_accounting import MemoryAccounting
+from neuron_server.memory.accounting import MemoryAccounting
+from neuron_server.memory.instance_memory import InstanceMemory
 from neuron_server.process.cgroups import Cgroups
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.exit_reason import ExitKind

@@ -1,36 +1,22 @@
-"""Wire representations of instances, readings and memory accounts (pure functions)."""
+"""Wire representations of instances and devices (pure functions)."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
 
-from cortex_common.config.neuron import NeuronConfig, parse_headroom_mib
+from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.hardware import (
     Device,
     DeviceHealth,
-    DeviceKind,
-    DeviceReading,
     Discovery,
     Health,
     HostWarning,
 )
 from cortex_common.schema.instances import InstanceState, ModelId, ModelInfo
-from neuron_server.hardware.host import Reading
 from neuron_server.instances.state_machine import Instance
-from neuron_server.ledger import DeviceMemory, Grant, compute_accounts
 
-_CPU_HEADROOM = "10%"
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
-
-
-def headroom_mb(config: NeuronConfig, device: Device) -> int:
-    """Return the MiB that the operator wants kept free on a device."""
-    if device.kind is DeviceKind.CPU:
-        default = "0%" if config.cpu.memory_mb is not None else _CPU_HEADROOM
-        return parse_headroom_mib(config.cpu.headroom or default, device.vram_total_mb)
-    override = next((e.headroom for e in config.devices if e.uuid == device.uuid), None)
-    return parse_headroom_mib(override or config.memory.headroom, device.vram_total_mb)
 
 
 def with_settings(config: NeuronConfig, device: Device) -> Device:
@@ -39,30 +25,6 @@ def with_settings(config: NeuronConfig, device: Device) -> Device:
     if entry is None:
         return device
     return device.model_copy(update={"labels": entry.labels, "cordoned": entry.cordon})
-
-
-def health(
-    uptime_s: float, reading: Reading, memory: Sequence[DeviceMemory], grants: Sequence[Grant]
-) -> Health:
-    """Return the body of GET /health."""
-    devices = tuple(
-        DeviceReading(
-            index=account.memory.index,
-            vram_used_mb=sample.used_mb,
-            vram_free_mb=sample.free_mb,
-            utilization_pct=sample.utilization_pct,
-            temp_c=sample.temp_c,
-            power_w=sample.power_w,
-            vram_reserved_mb=account.reserved_mb,
-            vram_other_mb=account.other_mb,
-            vram_headroom_mb=account.memory.headroom_mb,
-            vram_available_mb=account.available_mb,
-            health=sample.health,
-            reason=sample.reason,
-        )
-        for account, sample in zip(compute_accounts(memory, grants), reading.samples, strict=True)
-    )
-    return Health(uptime_secs=round(uptime_s, 3), devices=devices, at=reading.at)
 
 
 def model_info(

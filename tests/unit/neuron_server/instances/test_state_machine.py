@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from cortex_common.errors import Conflict, Unavailable
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
-from neuron_server.admission import join_existing
 from neuron_server.instances.state_machine import (
     CRASH_RESET_S,
     MAX_CRASHES,
@@ -22,6 +21,7 @@ from neuron_server.instances.state_machine import (
     load_progress,
     restart_delay_s,
 )
+from neuron_server.memory.admission import join_existing
 from neuron_server.process.exit_reason import ExitKind, classify
 from neuron_server.process.ports import choose_port
 from neuron_server.views import model_info

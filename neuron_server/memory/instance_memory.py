@@ -11,12 +11,12 @@ from cortex_common.clock import Clock
 from cortex_common.errors import DoesNotFit
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState
-from neuron_server.device_order import DeviceOrder
 from neuron_server.hardware.host import Host
 from neuron_server.instances.registry import InstanceRegistry
 from neuron_server.instances.runner_protocol import RunnerHost
 from neuron_server.instances.state_machine import Instance
-from neuron_server.memory_accounting import MemoryAccounting
+from neuron_server.memory.accounting import MemoryAccounting
+from neuron_server.memory.device_order import DeviceOrder
 from neuron_server.state_store import PastLoad, StateDir
 
 _RETRY_INTERVAL_S = 1.0

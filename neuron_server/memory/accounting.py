@@ -9,11 +9,11 @@ from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit
 from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, Health
 from cortex_common.schema.instances import InstanceId, InstanceState
-from neuron_server import views
 from neuron_server.hardware.host import Host, Reading, card_key
 from neuron_server.hardware.sample import DeviceSample
 from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance
-from neuron_server.ledger import (
+from neuron_server.memory.health import headroom_mb, health
+from neuron_server.memory.ledger import (
     DeviceMemory,
     Grant,
     MemoryRequest,
@@ -184,7 +184,7 @@ class MemoryAccounting:
     def health(self, uptime_s: float, instances: Iterable[Instance]) -> Health:
         """Return the body of GET /health."""
         grants = self._all_grants(instances)
-        return views.health(uptime_s, self._reading, self._device_memory(), grants)
+        return health(uptime_s, self._reading, self._device_memory(), grants)
 
     def _device_memory(self) -> list[DeviceMemory]:
         return [
@@ -193,7 +193,7 @@ class MemoryAccounting:
                 kind=device.kind,
                 used_mb=sample.used_mb,
                 free_mb=sample.free_mb,
-                headroom_mb=views.headroom_mb(self._config, device),
+                headroom_mb=headroom_mb(self._config, device),
                 usable=sample.health is DeviceHealth.OK and not self.is_cordoned(device),
                 pool_free_mb=_pool_free_mb(device, sample),
             )

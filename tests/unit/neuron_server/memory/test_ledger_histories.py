@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cortex_common.errors import DoesNotFit
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId
-from neuron_server.ledger import DeviceMemory, Grant, MemoryRequest, admit, compute_accounts
+from neuron_server.memory.ledger import DeviceMemory, Grant, MemoryRequest, admit, compute_accounts
 
 TOTAL_MB = 1000
 HEADROOM_MB = 50

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cortex_common.errors import BadRequest, DoesNotFit
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId
-from neuron_server.ledger import DeviceMemory, Grant, MemoryRequest, admit, compute_accounts
+from neuron_server.memory.ledger import DeviceMemory, Grant, MemoryRequest, admit, compute_accounts
 
 CUDA, CPU = DeviceKind.CUDA, DeviceKind.CPU
 

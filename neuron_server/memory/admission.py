@@ -15,7 +15,7 @@ from cortex_common.schema.instances import InstanceState, LoadResponse, LoadSpec
 from neuron_server.hardware.host import card_key
 from neuron_server.harness.base import AttachedHarness, Harness, MemoryEstimate
 from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance, is_same_work
-from neuron_server.ledger import MemoryRequest
+from neuron_server.memory.ledger import MemoryRequest
 from neuron_server.state_store import PastLoad, StateDir
 
 _JOINABLE = {InstanceState.LOADING, InstanceState.READY}
