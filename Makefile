@@ -40,7 +40,7 @@ check: $(READY) ## Run the linter, the type checker and the import contracts
 # More workers than cores, because most tests wait for processes. Bytecode is cached on disk, because otherwise each of
 # these processes would compile cortex again.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: $(READY) ## Run all tests that CI runs
+test: $(READY) ## Run the tests (CI also runs test-oldest and test-rpm)
 	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-oldest: $(READY) ## Run the tests of HTTP, settings and storage with the oldest dependencies that pyproject.toml allows
