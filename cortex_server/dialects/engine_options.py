@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -160,6 +161,7 @@ def _nearest_effort(budget_tokens: int) -> str:
     return "medium" if budget_tokens < 16384 else "high"
 
 
+@lru_cache(maxsize=1024)
 def is_openai_reasoning_model(model: str) -> bool:
     """Return whether a name is that of one of OpenAI's reasoning models: the o series, and GPT-5 and later."""
     return _REASONING_MODEL.fullmatch(model) is not None

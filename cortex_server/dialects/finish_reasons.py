@@ -47,6 +47,8 @@ _WORDS: dict[FinishKind, str] = {
         """,
 }
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+OPENAI_WORDS = frozenset(kind.value for kind in _WORDS if kind is not FinishKind.FAILED)
+"""OpenAI's own words, which need no classification."""
 _OVERLOADED = {"insufficient_system_resource", "engine_overloaded", "overloaded"}
 
 

@@ -44,8 +44,13 @@ class Usage(Struct):
     @property
     def is_reported(self) -> bool:
         """Whether the engine counted anything; some send an empty object in each chunk."""
-        counts = (self.prompt_tokens, self.input_tokens, self.completion_tokens)
-        return any(count is not None for count in (*counts, self.output_tokens, self.total_tokens))
+        return (
+            self.prompt_tokens is not None
+            or self.input_tokens is not None
+            or self.completion_tokens is not None
+            or self.output_tokens is not None
+            or self.total_tokens is not None
+        )
 
     @property
     def prompt(self) -> int:
@@ -66,13 +71,13 @@ class Usage(Struct):
     def cached(self) -> int:
         """Prompt tokens that came from the engine's cache."""
         details = self.prompt_tokens_details or self.input_tokens_details
-        counts = (
-            details.cached_tokens if details else None,
-            self.prompt_cache_hit_tokens,
-            self.cache_read_input_tokens,
-            self.cached_tokens,
+        cached = (
+            (details is not None and details.cached_tokens)
+            or self.prompt_cache_hit_tokens
+            or self.cache_read_input_tokens
+            or self.cached_tokens
         )
-        return min(next(filter(None, counts), 0), self.prompt)
+        return min(cached, self.prompt) if cached else 0
 
     @property
     def reasoning(self) -> int:
@@ -86,8 +91,12 @@ class Usage(Struct):
 
         A counter must never decrease, and SQLite would reject a batch with an integer that is too large.
         """
-        prompt = _clamp_count(self.prompt)
-        return prompt, _clamp_count(self.completion), min(_clamp_count(self.cached), prompt)
+        prompt, cached = _clamp_count(self.prompt), self.cached
+        return (
+            prompt,
+            _clamp_count(self.completion),
+            min(_clamp_count(cached), prompt) if cached else 0,
+        )
 
 
 def _clamp_count(tokens: int) -> int:

@@ -51,7 +51,7 @@ class TrustedHosts:
         if host is None:
             return
         name = _host_name(host.decode("latin-1"))
-        if name is None or not (self._is_own_name(name) or _is_address(name)):
+        if name is None or not (_is_address(name) or self._is_own_name(name)):
             shown = host.decode("latin-1")[:256]
             raise PermissionDenied(
                 f"{shown!r} in the Host header is not a name of this host",

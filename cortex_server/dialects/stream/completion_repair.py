@@ -14,7 +14,6 @@ from cortex_common.errors import UpstreamFailed
 from cortex_server.dialects import finish_reasons
 from cortex_server.dialects.chat import ChatCompletion, decode_strictly
 from cortex_server.dialects.engine_errors import error_from_event
-from cortex_server.dialects.finish_reasons import FinishKind
 from cortex_server.dialects.lenient import Json, UnreadableContent, decode_leniently
 from cortex_server.dialects.stream.tool_call_repair import as_string, stringify_arguments
 from cortex_server.dialects.tool_calls import ToolCallIds
@@ -33,12 +32,12 @@ def repair_completion(body: bytes, response_id: str) -> tuple[bytes, Counter[str
     Raises:
         CortexError: the body is an error of the engine, or not a complete response.
     """
-    repairs: Counter[str] = Counter()
+    repairs = _NO_REPAIRS
     try:
         parsed = decode_strictly(body)
     except (ValueError, RecursionError):
         completion = _decode_leniently(body)
-        repairs["field_type"] += 1
+        repairs = Counter(("field_type",))
         parsed = decode_strictly(msgspec.json.encode(completion))
     else:
         if parsed.choices and _is_clean(parsed):
@@ -48,6 +47,7 @@ def repair_completion(body: bytes, response_id: str) -> tuple[bytes, Counter[str
         raise error_from_event(body)
     if not parsed.choices:
         raise UpstreamFailed("The engine's response has no choices")
+    repairs = repairs.copy()
     ids = ToolCallIds((), response_id, "call")
     for choice in completion["choices"]:
         _repair_choice(choice, ids, repairs)
@@ -62,13 +62,15 @@ def _decode_leniently(body: bytes) -> Json:
 
 
 def _is_clean(completion: ChatCompletion) -> bool:
-    """Return whether nothing needs repair, which the decoded fields show for all but tool calls."""
-    return not completion.is_error and all(
-        not (choice.message and choice.message.tool_calls)
-        and finish_reasons.openai_word(choice.finish_reason or "") == (choice.finish_reason or "")
-        and finish_reasons.classify(choice.finish_reason or "") is not FinishKind.FAILED
-        for choice in completion.choices or ()
-    )
+    """Return whether nothing needs repair, as far as the decoded fields show it; they do not for tool calls."""
+    if completion.is_error:
+        return False
+    for choice in completion.choices or ():
+        if choice.message is not None and choice.message.tool_calls:
+            return False
+        if (choice.finish_reason or "stop") not in finish_reasons.OPENAI_WORDS:
+            return False
+    return True
 
 
 def _repair_choice(choice: Json, ids: ToolCallIds, repairs: Counter[str]) -> None:
